@@ -1,0 +1,474 @@
+"""Artifacts: the one thing that stages exchange. A directory is an artifact once its `manifest.json` exists.
+
+    <artifact>/
+      request.json              what is being built, written before any work: identity and environment
+      00000000.tar …            data files; never changed once their receipt exists
+      receipts/00000000.json    created exclusively, one a shard: the first attempt wins
+      shards.parquet            the receipts' content rolled up, one row a shard
+      manifest.json             written last: identity, content digest, inputs, totals
+
+A shard is committed in three moves, so that a kill between any two of them leaves the old state or the new one:
+
+    stage    every file is written to `.staging/<shard>-<attempt>/`, a name that no other attempt has, and flushed
+    claim    the receipt is created exclusively; it names the attempt. A loser deletes its own files, and only those
+    settle   the winner's files move to their public names; whoever finds a claimed, unsettled shard finishes the move
+
+Claiming before settling means that a slow attempt from a killed run can never put its bytes under another's receipt
+(docs/decisions/0001-claim-before-settle.md).
+
+A later *revision* of an artifact (its inputs changed, or a rebuild was asked for) writes `00000000-r2.tar`,
+`receipts/00000000-r2.json`, `shards-r2.parquet`, and replaces the manifest last; readers of the old one are not
+disturbed. Files have a logical name (`00000000.tar`) that never changes: use `Artifact.file`.
+
+Two hashes. *Identity* is what was asked for: settings that shape content, inputs by content digest, code version.
+*Content digest* is over the shards' hashes in order, so that a rebuild with equal bytes leaves everything downstream current.
+"""
+
+import functools
+import json
+import os
+import shutil
+import socket
+import tempfile
+import uuid
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cluster.canonical import canonical_json, digest, sha256_bytes, sha256_file
+from cluster.environment import environment_digest
+from cluster.errors import ArtifactNotFound, UserError, WorkFailed
+from cluster.parquet import write_table
+from cluster.storage import Folder
+
+SCHEMA_VERSION = 1
+STAGING = ".staging"
+SHARDS_SCHEMA = pa.schema(
+    [
+        ("shard", pa.int32()),
+        (
+            "files",
+            pa.list_(
+                pa.struct(
+                    [("name", pa.string()), ("stored_as", pa.string()), ("sha256", pa.string()), ("bytes", pa.int64())]
+                )
+            ),
+        ),
+        ("sha256", pa.string()),
+        ("rows", pa.int64()),
+        ("counts", pa.map_(pa.string(), pa.int64())),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """A data file of a shard: its logical name, where its bytes lie, and what they are."""
+
+    name: str
+    stored_as: str
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """Proof that a shard is done. `files`, `rows` and `counts` are content; the rest tells how it came about."""
+
+    shard: int
+    files: tuple[FileEntry, ...]
+    rows: int
+    counts: dict[str, int]
+    stats: dict[str, Any] = field(default_factory=dict)
+    attempt: str = ""
+    host: str = ""
+    environment: str = ""
+
+    def to_bytes(self) -> bytes:
+        return json.dumps(asdict(self), indent=1, sort_keys=True, ensure_ascii=False).encode()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Self:
+        plain = json.loads(data)
+        return cls(**{**plain, "files": tuple(FileEntry(**entry) for entry in plain["files"])})
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the shard's content: logical names and bytes, not where they are stored."""
+        return digest([[entry.name, entry.sha256] for entry in self.files])
+
+
+@dataclass(frozen=True)
+class ShardEntry:
+    """A row of `shards.parquet`."""
+
+    shard: int
+    files: tuple[FileEntry, ...]
+    sha256: str
+    rows: int
+    counts: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked for: the identity of an artifact before it exists."""
+
+    kind: str
+    code_version: int
+    settings: dict[str, Any]
+    inputs: dict[str, str]
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {
+            "kind": self.kind,
+            "code_version": self.code_version,
+            "settings": self.settings,
+            "inputs": self.inputs,
+        }
+
+    def differing_fields(self, identity: dict[str, Any], *, with_inputs: bool = True) -> list[str]:
+        """Dotted names, with both values, of the fields in which an existing identity differs from this one."""
+        ours, theirs = dict(self.identity), dict(identity)
+        if not with_inputs:
+            ours.pop("inputs"), theirs.pop("inputs", None)
+        return _differences(theirs, json.loads(canonical_json(ours)), "")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    kind: str
+    schema_version: int
+    revision: int
+    identity: dict[str, Any]
+    identity_digest: str
+    content_digest: str
+    inputs: dict[str, str]
+    totals: dict[str, Any]
+    shards: str
+    shards_sha256: str
+
+    def to_bytes(self) -> bytes:
+        return json.dumps(asdict(self), indent=1, sort_keys=True, ensure_ascii=False).encode() + b"\n"
+
+    @classmethod
+    def from_bytes(cls, data: bytes, uri: str) -> Self:
+        try:
+            manifest = cls(**json.loads(data))
+        except (ValueError, TypeError) as error:
+            raise WorkFailed(f"{uri}/manifest.json is not a manifest: {error}") from error
+        if manifest.schema_version > SCHEMA_VERSION:
+            raise UserError(
+                f"{uri} has schema version {manifest.schema_version}; this unclip reads up to {SCHEMA_VERSION}. "
+                f"Use the version that wrote it, or a newer one."
+            )
+        return manifest
+
+
+class Artifact:
+    """A published artifact, read by its manifest and never by globbing."""
+
+    def __init__(self, folder: Folder, manifest: Manifest) -> None:
+        self.folder = folder
+        self.manifest = manifest
+
+    @classmethod
+    def open(cls, uri: str | Folder) -> Self:
+        folder = uri if isinstance(uri, Folder) else Folder(uri)
+        manifest = read_manifest(folder)
+        if manifest is None:
+            raise ArtifactNotFound(f"{folder.uri} has no manifest.json: nothing is published there.")
+        return cls(folder, manifest)
+
+    def __repr__(self) -> str:
+        return f"Artifact({self.uri!r}, {self.content_digest[:12]})"
+
+    @property
+    def uri(self) -> str:
+        return self.folder.uri
+
+    @property
+    def content_digest(self) -> str:
+        return self.manifest.content_digest
+
+    @property
+    def rows(self) -> int:
+        return int(self.manifest.totals["rows"])
+
+    @property
+    def shard_count(self) -> int:
+        return int(self.manifest.totals["shards"])
+
+    @functools.cached_property
+    def shards(self) -> list[ShardEntry]:
+        """All shards in order. Raises `WorkFailed` where the table is not the one that the manifest names."""
+        data = self.folder.read(self.manifest.shards)
+        if sha256_bytes(data) != self.manifest.shards_sha256:
+            raise WorkFailed(f"{self.uri}/{self.manifest.shards} is not the table that its manifest names.")
+        table = pq.read_table(pa.BufferReader(data))
+        return [
+            ShardEntry(
+                shard=row["shard"],
+                files=tuple(FileEntry(**entry) for entry in row["files"]),
+                sha256=row["sha256"],
+                rows=row["rows"],
+                counts=dict(row["counts"]),
+            )
+            for row in table.to_pylist()
+        ]
+
+    @functools.cached_property
+    def _files(self) -> dict[str, FileEntry]:
+        return {entry.name: entry for shard in self.shards for entry in shard.files}
+
+    def has(self, name: str) -> bool:
+        return name in self._files
+
+    def file(self, name: str) -> Path:
+        """A path on this machine with the bytes of the file of that logical name."""
+        if name not in self._files:
+            raise WorkFailed(f"{self.uri} has no file {name!r}; it has {', '.join(sorted(self._files)[:8])}.")
+        return self.folder.local_path(self._files[name].stored_as)
+
+    def receipt(self, shard: int) -> Receipt:
+        """The receipt of a shard, of the newest revision up to the manifest's that has one."""
+        for revision in range(self.manifest.revision, 0, -1):
+            name = _receipt_name(shard, revision)
+            if self.folder.exists(name):
+                return Receipt.from_bytes(self.folder.read(name))
+        raise WorkFailed(f"{self.uri} has no receipt of shard {shard}.")
+
+    def stats(self, shard: int) -> dict[str, Any]:
+        """How the shard came about (times, hosts, attempts): no content."""
+        return self.receipt(shard).stats
+
+
+class Workshop:
+    """An artifact under construction. Plain and picklable: workers commit shards to it, the driver publishes it."""
+
+    def __init__(self, uri: str, revision: int) -> None:
+        self.folder = Folder(uri)
+        self.revision = revision
+
+    def __reduce__(self) -> tuple[type["Workshop"], tuple[str, int]]:
+        return Workshop, (self.folder.uri, self.revision)
+
+    def plain(self) -> dict[str, Any]:
+        return {"uri": self.folder.uri, "revision": self.revision}
+
+    @classmethod
+    def from_plain(cls, plain: dict[str, Any]) -> Self:
+        return cls(plain["uri"], plain["revision"])
+
+    @property
+    def work(self) -> Folder:
+        """Scratch for checkpoints and logs of this revision: no content, and no reader looks here."""
+        return self.folder / ("work" if self.revision == 1 else f"work-r{self.revision}")
+
+    @property
+    def request(self) -> Request:
+        plain = json.loads(self.folder.read(_revised("request.json", self.revision)))["identity"]
+        return Request(plain["kind"], plain["code_version"], plain["settings"], plain["inputs"])
+
+    def attempt(self, shard: int) -> "Attempt":
+        return Attempt(self, shard)
+
+    def receipt(self, shard: int) -> Receipt | None:
+        name = _receipt_name(shard, self.revision)
+        return Receipt.from_bytes(self.folder.read(name)) if self.folder.exists(name) else None
+
+    def committed(self) -> set[int]:
+        """Shards of this revision that have a receipt."""
+        suffix = _revised(".json", self.revision)
+        names = (name for name in (self.folder / "receipts").names() if name.endswith(suffix))
+        return {int(stem) for name in names if (stem := name.removesuffix(suffix)).isdigit()}
+
+    def recover(self) -> None:
+        """Finish the move of every shard that was claimed by an attempt which did not live to settle it."""
+        for name in (self.folder / STAGING).names():
+            shard, _, attempt = name.partition("-")
+            receipt = self.receipt(int(shard)) if shard.isdigit() else None
+            if receipt is not None and receipt.attempt == attempt:
+                self._settle(receipt)
+
+    def _settle(self, receipt: Receipt) -> None:
+        staged = f"{STAGING}/{receipt.shard:08d}-{receipt.attempt}"
+        for entry in receipt.files:
+            self.folder.settle(f"{staged}/{entry.stored_as}", entry.stored_as)
+        self.folder.delete(staged)
+
+    def publish(self, shard_count: int, *, fence: Callable[[], None] = lambda: None) -> Artifact:
+        """Write `shards.parquet` and, last, the manifest. Their bytes depend on the receipts' content only.
+
+        `fence` is called just before the manifest is replaced; it raises where another driver has taken over.
+        """
+        receipts = [receipt for shard in range(shard_count) if (receipt := self.receipt(shard)) is not None]
+        if len(receipts) != shard_count:
+            missing = sorted(set(range(shard_count)) - {receipt.shard for receipt in receipts})
+            raise WorkFailed(f"{self.folder.uri} cannot be published: no receipt of shards {missing[:8]}.")
+        self.recover()
+        manifest, shards = _roll_up(self.request, self.revision, receipts)
+        self.folder.write(manifest.shards, shards)
+        fence()
+        self.folder.write("manifest.json", manifest.to_bytes())
+        self.folder.delete(STAGING)
+        return Artifact(self.folder, manifest)
+
+
+class Attempt:
+    """One try at a shard: a private place for its files, and the commit that makes them the shard's."""
+
+    def __init__(self, workshop: Workshop, shard: int) -> None:
+        self._workshop = workshop
+        self._shard = shard
+        self._attempt = uuid.uuid4().hex[:16]
+        self._staged = f"{STAGING}/{shard:08d}-{self._attempt}"
+        self._names: list[str] = []
+        folder = workshop.folder
+        if folder.local:
+            self._private = Path(folder.uri) / self._staged
+            self._private.mkdir(parents=True)
+        else:
+            self._private = Path(tempfile.mkdtemp(prefix="unclip-attempt-"))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        shutil.rmtree(self._private, ignore_errors=True)
+
+    def path(self, name: str) -> Path:
+        """A private local path to write the file of that logical name to."""
+        if name not in self._names:
+            self._names.append(name)
+        return self._private / _revised(name, self._workshop.revision)
+
+    def commit(self, *, rows: int, counts: dict[str, int], stats: dict[str, Any] | None = None) -> Receipt:
+        """Flush, claim, settle. Returns the shard's receipt: another attempt's where that one was first."""
+        folder, revision = self._workshop.folder, self._workshop.revision
+        entries = []
+        for name in sorted(self._names):
+            path, stored_as = self.path(name), _revised(name, revision)
+            entries.append(FileEntry(name, stored_as, sha256_file(path), path.stat().st_size))
+            folder.upload(path, f"{self._staged}/{stored_as}")
+        receipt = Receipt(
+            shard=self._shard,
+            files=tuple(entries),
+            rows=rows,
+            counts=dict(sorted(counts.items())),
+            stats=stats or {},
+            attempt=self._attempt,
+            host=socket.gethostname(),
+            environment=environment_digest(),
+        )
+        if not folder.create(_receipt_name(self._shard, revision), receipt.to_bytes()):
+            folder.delete(self._staged)
+            winner = self._workshop.receipt(self._shard)
+            assert winner is not None, "a receipt is never deleted while its revision is being built"
+            return winner
+        self._workshop._settle(receipt)
+        return receipt
+
+
+def read_manifest(folder: Folder) -> Manifest | None:
+    """The manifest at `folder`, or None where nothing is published."""
+    try:
+        return Manifest.from_bytes(folder.read("manifest.json"), folder.uri)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def read_requests(folder: Folder) -> dict[int, dict[str, Any]]:
+    """Every request ever made at `folder`, by revision: {"identity": …, "environment": …}."""
+    found = {}
+    for name in folder.names():
+        if name.startswith("request") and name.endswith(".json"):
+            revision = 1 if name == "request.json" else int(name.removeprefix("request-r").removesuffix(".json"))
+            found[revision] = json.loads(folder.read(name))
+    return found
+
+
+def begin(folder: Folder, request: Request, environment: dict[str, str], *, allow_mixed: bool = False) -> Workshop:
+    """Open the workshop for `request`: the one left by an earlier run of the same identity, or a new revision.
+
+    Raises `UserError` where the one left was begun under other library versions, since its shards might differ in
+    their bytes; `allow_mixed` continues all the same (receipts record each shard's environment).
+    """
+    folder.make()
+    manifest = read_manifest(folder)
+    published = manifest.revision if manifest else 0
+    requests = read_requests(folder)
+    newest = max(requests, default=0)
+    if newest > published and requests[newest]["identity"] == json.loads(canonical_json(request.identity)):
+        then = requests[newest]["environment"]
+        if then != environment and not allow_mixed:
+            changed = ", ".join(_differences(then, environment, "")[:5])
+            raise UserError(
+                f"{folder.uri} was begun under other library versions ({changed}). Restore them, continue with "
+                f"--allow-mixed, or start elsewhere with another --out."
+            )
+        return Workshop(folder.uri, newest)
+    revision = max(newest, published) + 1
+    body = json.dumps({"identity": request.identity, "environment": environment}, indent=1, sort_keys=True)
+    if not folder.create(_revised("request.json", revision), body.encode()):
+        raise UserError(f"another driver has just begun revision {revision} of {folder.uri}.")
+    return Workshop(folder.uri, revision)
+
+
+def _roll_up(request: Request, revision: int, receipts: Iterable[Receipt]) -> tuple[Manifest, bytes]:
+    rows = [
+        {
+            "shard": receipt.shard,
+            "files": [asdict(entry) for entry in receipt.files],
+            "sha256": receipt.sha256,
+            "rows": receipt.rows,
+            "counts": list(receipt.counts.items()),
+        }
+        for receipt in receipts
+    ]
+    with tempfile.TemporaryDirectory(prefix="unclip-") as scratch:
+        path = Path(scratch) / "shards.parquet"
+        write_table(path, pa.Table.from_pylist(rows, schema=SHARDS_SCHEMA))
+        shards = path.read_bytes()
+    counts: dict[str, int] = {}
+    for row in rows:
+        for name, count in row["counts"]:
+            counts[name] = counts.get(name, 0) + count
+    manifest = Manifest(
+        kind=request.kind,
+        schema_version=SCHEMA_VERSION,
+        revision=revision,
+        identity=request.identity,
+        identity_digest=digest(request.identity),
+        content_digest=digest([row["sha256"] for row in rows]),
+        inputs=request.inputs,
+        totals={"shards": len(rows), "rows": sum(row["rows"] for row in rows), "counts": dict(sorted(counts.items()))},
+        shards=_revised("shards.parquet", revision),
+        shards_sha256=sha256_bytes(shards),
+    )
+    return manifest, shards
+
+
+def _receipt_name(shard: int, revision: int) -> str:
+    return f"receipts/{_revised(f'{shard:08d}.json', revision)}"
+
+
+def _revised(name: str, revision: int) -> str:
+    """`00000000.tar` → `00000000-r2.tar`; the first revision keeps the plain name."""
+    if revision == 1:
+        return name
+    stem, dot, extension = os.path.basename(name).partition(".")
+    return f"{stem}-r{revision}{dot}{extension}"
+
+
+def _differences(old: Any, new: Any, path: str) -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        found = []
+        for key in sorted(old.keys() | new.keys()):
+            found += _differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
+        return found
+    return [] if old == new else [f"{path}: {old!r} → {new!r}"]

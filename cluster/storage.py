@@ -1,0 +1,201 @@
+"""A folder anywhere fsspec reaches, with the three writes that the artifact protocol is made of.
+
+    write    atomic replacement: a reader sees the old bytes or the new ones
+    create   exclusive: the first writer wins and is told so, the others are told that they lost
+    settle   a finished file moves from its private name to its public one
+
+On a local disk these are rename, hard link and rename, each followed by an fsync of the folder; on an object store
+one PUT, one conditional PUT (`If-None-Match: *`), and a copy.
+"""
+
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, cast
+
+import fsspec
+
+from cluster.errors import UserError
+
+
+class Folder:
+    """A directory at any fsspec URI. Names are relative to it and may contain `/`."""
+
+    def __init__(self, uri: str | Path) -> None:
+        try:
+            filesystem, path = fsspec.core.url_to_fs(str(uri))
+        except (ImportError, ValueError) as error:
+            raise UserError(f"cannot open {uri!s}: {error}") from error
+        self._fs: Any = filesystem
+        self._path: str = path.rstrip("/")
+        self.local: bool = "file" in _protocols(filesystem)
+        self.uri: str = self._path if self.local else filesystem.unstrip_protocol(self._path)
+
+    def __truediv__(self, name: str) -> "Folder":
+        return Folder(f"{self.uri}/{name}")
+
+    def __reduce__(self) -> tuple[type["Folder"], tuple[str]]:
+        return Folder, (self.uri,)
+
+    def __repr__(self) -> str:
+        return f"Folder({self.uri!r})"
+
+    @property
+    def name(self) -> str:
+        return self._path.rsplit("/", 1)[-1]
+
+    def _at(self, name: str) -> str:
+        return f"{self._path}/{name}" if name else self._path
+
+    def exists(self, name: str = "") -> bool:
+        return os.path.exists(self._at(name)) if self.local else bool(self._fs.exists(self._at(name)))
+
+    def names(self) -> list[str]:
+        """The immediate children, sorted; empty where the folder does not exist."""
+        try:
+            if self.local:
+                return sorted(os.listdir(self._path))
+            self._fs.invalidate_cache(self._path)
+            return sorted(str(path).rstrip("/").rsplit("/", 1)[-1] for path in self._fs.ls(self._path, detail=False))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def read(self, name: str) -> bytes:
+        with self.open(name) as file:
+            return file.read()
+
+    def open(self, name: str) -> IO[bytes]:
+        return cast(IO[bytes], open(self._at(name), "rb") if self.local else self._fs.open(self._at(name), "rb"))
+
+    def size(self, name: str) -> int:
+        return int(os.path.getsize(self._at(name)) if self.local else self._fs.size(self._at(name)))
+
+    def write(self, name: str, data: bytes) -> None:
+        """Replace the whole file atomically."""
+        if not self.local:
+            self._fs.pipe_file(self._at(name), data)
+            return
+        with self._private(name) as private:
+            private.write_bytes(data)
+            _sync_file(private)
+            os.replace(private, self._at(name))
+        _sync_folder(Path(self._at(name)).parent)
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Create the file if nobody has; say whether it was us. Never leaves half a file."""
+        if not self.local:
+            try:
+                self._fs.pipe_file(self._at(name), data, mode="create")
+            except FileExistsError:
+                return False
+            return True
+        with self._private(name) as private:
+            private.write_bytes(data)
+            _sync_file(private)
+            try:
+                os.link(private, self._at(name))
+            except FileExistsError:
+                return False
+        _sync_folder(Path(self._at(name)).parent)
+        return True
+
+    def upload(self, source: Path, name: str) -> None:
+        """Bring a finished local file here under `name` (which must be private to the caller), flushed."""
+        if not self.local:
+            self._fs.put_file(str(source), self._at(name))
+            return
+        target = Path(self._at(name))
+        if source != target:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.move(source, target)
+        _sync_file(target)
+
+    def settle(self, private: str, public: str) -> None:
+        """Move a finished file to its public name. Repeatable: a second call finds the work done."""
+        try:
+            if self.local:
+                os.replace(self._at(private), self._at(public))
+                _sync_folder(Path(self._at(public)).parent)
+            else:
+                self._fs.copy(self._at(private), self._at(public))
+                self._fs.rm_file(self._at(private))
+        except FileNotFoundError:
+            if not self.exists(public):
+                raise
+
+    def delete(self, name: str = "") -> None:
+        """Delete a file or a tree; what is not there is deleted already."""
+        try:
+            if not self.local:
+                self._fs.rm(self._at(name), recursive=True)
+            elif os.path.isdir(self._at(name)):
+                shutil.rmtree(self._at(name), ignore_errors=True)
+            else:
+                os.unlink(self._at(name))
+        except FileNotFoundError:
+            pass
+
+    def make(self) -> None:
+        """Create the folder. Raises `UserError` where nothing can be written."""
+        try:
+            if self.local:
+                os.makedirs(self._path, exist_ok=True)
+                if not os.access(self._path, os.W_OK | os.X_OK):
+                    raise PermissionError(13, "permission denied")
+            else:
+                self._fs.makedirs(self._path, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot write to {self.uri}: {error.strerror or error}. Choose another --out.") from error
+
+    def local_path(self, name: str) -> Path:
+        """A path on this machine with the bytes of `name`: the file itself, or a copy fetched once per process."""
+        if self.local:
+            return Path(self._at(name))
+        target = _download_folder() / uuid.uuid5(uuid.NAMESPACE_URL, self._at(name)).hex / name.rsplit("/", 1)[-1]
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            partial = target.with_name(f"{target.name}.{uuid.uuid4().hex}")
+            self._fs.get_file(self._at(name), str(partial))
+            os.replace(partial, target)
+        return target
+
+    @contextmanager
+    def _private(self, name: str) -> Iterator[Path]:
+        target = Path(self._at(name))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        private = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+        try:
+            yield private
+        finally:
+            private.unlink(missing_ok=True)
+
+
+_downloads: tempfile.TemporaryDirectory[str] | None = None
+
+
+def _download_folder() -> Path:
+    global _downloads
+    if _downloads is None:
+        _downloads = tempfile.TemporaryDirectory(prefix="unclip-")
+    return Path(_downloads.name)
+
+
+def _protocols(filesystem: Any) -> tuple[str, ...]:
+    protocol = filesystem.protocol
+    return (protocol,) if isinstance(protocol, str) else tuple(protocol)
+
+
+def _sync_file(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sync_folder(path: Path) -> None:
+    _sync_file(path)
