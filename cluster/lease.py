@@ -21,6 +21,7 @@ from cluster.storage import Folder
 
 HEARTBEAT_S = 5.0
 STALE_AFTER_S = 30.0
+CLOCK_ADJUSTMENT_S = 2.0  # process start times are derived from the wall clock, which may be stepped
 
 
 class LeaseHeld(UserError):
@@ -93,8 +94,10 @@ def holder(leases: Folder) -> dict[str, Any] | None:
 
 def _alive(held: dict[str, Any], stale_after_s: float) -> bool:
     """On the holder's own machine the process table knows at once; from elsewhere only the heartbeat does."""
-    if held["host"] == socket.gethostname() and _process_start(held["pid"]) != held["started"]:
-        return False
+    if held["host"] == socket.gethostname():
+        started = _process_start(held["pid"])
+        if started is None or abs(started - held["started"]) > CLOCK_ADJUSTMENT_S:
+            return False
     return bool(time.time() - held["heartbeat"] < stale_after_s)
 
 
