@@ -1,0 +1,100 @@
+"""The ledger: one row for every row of the `pairs` shard, each in exactly one terminal state.
+
+`reason` is content: a short fixed word that depends on the row and the remote answer only. No address of ours, no
+time, no library's message is in it, so that two runs which saw the same web write the same bytes.
+"""
+
+from collections import Counter
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any
+
+import pyarrow as pa
+
+PAIR_COLUMNS = (
+    pa.field("source_file", pa.string(), nullable=False),
+    pa.field("source_row", pa.int64(), nullable=False),
+    pa.field("pair_id", pa.binary(16), nullable=False),
+)
+TEXT_COLUMNS = (
+    pa.field("url", pa.string()),
+    pa.field("caption", pa.string()),
+    pa.field("url_bytes", pa.binary()),
+    pa.field("caption_bytes", pa.binary()),
+)
+PAIRS_SCHEMA = pa.schema([*PAIR_COLUMNS, *TEXT_COLUMNS, pa.field("duplicate", pa.bool_(), nullable=False)])
+LEDGER_SCHEMA = pa.schema(
+    [
+        *PAIR_COLUMNS,
+        pa.field("key", pa.string(), nullable=False),
+        *TEXT_COLUMNS,
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("reason", pa.string()),
+        pa.field("image_sha256", pa.string()),
+        pa.field("stored_sha256", pa.string()),
+        pa.field("width", pa.int32()),
+        pa.field("height", pa.int32()),
+        pa.field("original_width", pa.int32()),
+        pa.field("original_height", pa.int32()),
+        pa.field("offset", pa.int64()),
+        pa.field("length", pa.int64()),
+    ]
+)
+
+
+class Status(StrEnum):
+    OK = "ok"
+    FETCH_FAILED = "fetch_failed"
+    REFUSED = "refused"
+    UNDECODABLE = "undecodable"
+    FILTERED = "filtered"
+    DUPLICATE = "duplicate"
+    REMOVED = "removed"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a row ended. The fields after `reason` are set as far as the row came."""
+
+    status: Status
+    reason: str | None = None
+    image_sha256: str | None = None
+    stored_sha256: str | None = None
+    width: int | None = None
+    height: int | None = None
+    original_width: int | None = None
+    original_height: int | None = None
+    offset: int | None = None
+    length: int | None = None
+
+    def __post_init__(self) -> None:
+        assert (self.reason is None) == (self.status in (Status.OK, Status.DUPLICATE)), (self.status, self.reason)
+
+
+def row_key(shard: int, row: int, shard_rows: int) -> str:
+    """img2dataset's key: the shard's number, then the row's, each zero-padded so that keys sort as rows do."""
+    return f"{shard:05d}{row:0{max(4, len(str(shard_rows - 1)))}d}"
+
+
+def ledger_table(pairs: pa.Table, keys: list[str], outcomes: list[Outcome | None]) -> pa.Table:
+    """The shard's ledger, in the order of `pairs`. Every row must have ended: rows in are rows out."""
+    unfinished = [row for row, outcome in enumerate(outcomes) if outcome is None]
+    assert not unfinished, f"rows {unfinished[:8]} of the shard ended in no state"
+    assert pairs.num_rows == len(keys) == len(outcomes), "the ledger has as many rows as the pairs shard"
+    ended: list[dict[str, Any]] = [asdict(outcome) for outcome in outcomes if outcome is not None]
+    columns: dict[str, Any] = {name: [row[name] for row in ended] for name in ended[0]} if ended else {}
+    arrays = []
+    for column in LEDGER_SCHEMA:
+        if column.name in pairs.column_names:
+            arrays.append(pairs[column.name].combine_chunks().cast(column.type))
+        else:
+            values = keys if column.name == "key" else columns.get(column.name, [])
+            arrays.append(pa.array(values, column.type))
+    return pa.Table.from_arrays(arrays, schema=LEDGER_SCHEMA)
+
+
+def count_outcomes(outcomes: list[Outcome]) -> tuple[dict[str, int], dict[str, int]]:
+    """Rows by status, and by `status/reason`."""
+    statuses = Counter(str(outcome.status) for outcome in outcomes)
+    reasons = Counter(f"{outcome.status}/{outcome.reason}" for outcome in outcomes if outcome.reason is not None)
+    return dict(sorted(statuses.items())), dict(sorted(reasons.items()))
