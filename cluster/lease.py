@@ -33,7 +33,7 @@ class Lease:
 
     def __init__(self, run: Folder, *, heartbeat_s: float = HEARTBEAT_S, stale_after_s: float = STALE_AFTER_S) -> None:
         self._folder = run / "leases"
-        self._run = run.uri
+        self._run = run
         self._heartbeat_s = heartbeat_s
         self._stale_after_s = stale_after_s
         self._stopped = threading.Event()
@@ -41,16 +41,17 @@ class Lease:
 
     def __enter__(self) -> Self:
         self._folder.make()
-        held = holder(self._folder)
-        if held is not None and not held["released"] and _alive(held, self._stale_after_s):
+        driver = driver_of(self._run, stale_after_s=self._stale_after_s)
+        if driver is not None:
             raise LeaseHeld(
-                f"{self._run} is being worked on by process {held['pid']} on {held['host']} (lease {held['number']}, "
-                f"last heartbeat {max(0.0, time.time() - held['heartbeat']):.0f} s ago). "
+                f"{self._run.uri} is being worked on by process {driver['pid']} on {driver['host']} "
+                f"(lease {driver['number']}, last heartbeat {max(0.0, time.time() - driver['heartbeat']):.0f} s ago). "
                 f"Wait for it, stop it, or choose another --out."
             )
+        held = holder(self._folder)
         self.number = (held["number"] if held else 0) + 1
         if not self._folder.create(self._name, self._body(released=False)):
-            raise LeaseHeld(f"another driver has just taken {self._run}. Wait for it, or choose another --out.")
+            raise LeaseHeld(f"another driver has just taken {self._run.uri}. Wait for it, or choose another --out.")
         threading.Thread(target=self._beat, name="lease", daemon=True).start()
         return self
 
@@ -62,7 +63,7 @@ class Lease:
         """Raise `WorkFailed` where a later driver has taken the run over."""
         held = holder(self._folder)
         if held is None or held["number"] != self.number:
-            raise WorkFailed(f"{self._run} was taken over by another driver; this one publishes nothing more.")
+            raise WorkFailed(f"{self._run.uri} was taken over by another driver; this one publishes nothing more.")
 
     @property
     def _name(self) -> str:
@@ -90,6 +91,12 @@ def holder(leases: Folder) -> dict[str, Any] | None:
     names = [name for name in leases.names() if name.endswith(".json") and not name.startswith(".")]
     held: dict[str, Any] | None = json.loads(leases.read(names[-1])) if names else None
     return held
+
+
+def driver_of(run: Folder, *, stale_after_s: float = STALE_AFTER_S) -> dict[str, Any] | None:
+    """The lease of the driver that is at work on `run`, or None."""
+    held = holder(run / "leases")
+    return held if held is not None and not held["released"] and _alive(held, stale_after_s) else None
 
 
 def _alive(held: dict[str, Any], stale_after_s: float) -> bool:

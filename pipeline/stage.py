@@ -1,0 +1,54 @@
+"""A stage: frozen data that says what to build, and a plain function that builds it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from cluster.artifact import Artifact, Request, Workshop
+from cluster.session import Session
+from cluster.storage import Folder
+from pipeline.config import RunConfig
+from pipeline.progress import StageProgress
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One box of the figure.
+
+    `settings` picks from the config what shapes content: it is the stage's part of the artifact's identity, together
+    with the content digests of `inputs`. `code_version` is raised by hand when the code's output changes.
+    """
+
+    name: str
+    code_version: int
+    inputs: tuple[str, ...]
+    settings: Callable[[RunConfig], dict[str, Any]]
+    run: "Callable[[Build], int]"
+
+    @property
+    def section(self) -> str:
+        """The config section that it depends on, and the word for messages."""
+        return self.name.rsplit("/", 1)[-1]
+
+    def request(self, config: RunConfig, inputs: dict[str, str]) -> Request:
+        return Request(self.name, self.code_version, self.settings(config), inputs)
+
+
+@dataclass(frozen=True)
+class Build:
+    """What a stage's function is given. It commits shards to `workshop` and returns how many the artifact has."""
+
+    name: str
+    config: RunConfig
+    folder: Folder
+    inputs: dict[str, Artifact]
+    workshop: Workshop
+    session: Session
+    progress: StageProgress
+
+    def uris(self) -> dict[str, str]:
+        return {name: artifact.uri for name, artifact in self.inputs.items()}
+
+    def scratch(self, name: str) -> Folder:
+        """A folder of the run for what a stage leaves beside the artifacts (logs, tables of a generated source)."""
+        return self.folder / name
