@@ -35,7 +35,7 @@ RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.
 
 
 class ClipEncoder:
-    """A CLIP with fixed weights. Runs at a precision on a device; the weights that it was made from stay fp32 on disk."""
+    """A CLIP with fixed weights, run at a precision on a device. Weights on disk are fp32 whatever the precision."""
 
     def __init__(
         self, model: nn.Module, description: EncoderDescription, *, precision: str = "fp32", device: str = "cpu"

@@ -61,7 +61,7 @@ class EncoderConfig(Section):
 
 
 class EmbeddingsConfig(Section):
-    """How the frozen CLIP is run. Every field but `decode_threads` changes bits and is part of the encoder's identity."""
+    """How the frozen CLIP is run. All but `decode_threads` shapes bits and is part of the encoder's identity."""
 
     precision: Precision = "fp32"
     batch_size: int = Field(default=64, ge=1, description="every forward has exactly this many rows")
@@ -74,7 +74,7 @@ class DedupConfig(Section):
 
     threshold: float = Field(default=0.95, ge=-1.0, le=1.0, description="cosine, for sets without their own")
     thresholds: dict[str, float] = Field(default={}, description="cosine by evaluation set, set by hand")
-    matches_per_query: int = Field(default=1_000, ge=1, description="kept for one evaluation image, best first")
+    matches_per_query: int = Field(default=100, ge=1, description="kept for one training row and set, best first")
     batch_rows: int = Field(default=4_096, ge=1, description="training rows searched at once")
 
     def threshold_of(self, evaluation_set: str) -> float:
@@ -97,7 +97,7 @@ class PcaConfig(Section):
     range_quantiles: tuple[float, float] = Field(
         default=(0.001, 0.999), description="of each component's projections: the ends of its code range"
     )
-    sample_rows: int = Field(default=1_000_000, ge=1, description="at most, for the quantiles; drawn by pair_id")
+    sample_rows: int = Field(default=250_000, ge=1, description="about, at most, for the quantiles; drawn by pair_id")
     group_shards: int = Field(default=1_000, ge=1, description="shards whose moments are summed into one group")
 
     @field_validator("range_quantiles")
