@@ -420,7 +420,7 @@ def begin(folder: Folder, request: Request, environment: dict[str, str], *, allo
 
 
 def _roll_up(request: Request, revision: int, receipts: Iterable[Receipt]) -> tuple[Manifest, bytes]:
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "shard": receipt.shard,
             "files": [asdict(entry) for entry in receipt.files],

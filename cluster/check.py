@@ -26,8 +26,10 @@ def _faults_of_manifest(manifest: Manifest, shards: list[ShardEntry]) -> Iterato
         yield "manifest.json: the content digest is not that of the shards"
     rows = sum(entry.rows for entry in shards)
     if (len(shards), rows) != (manifest.totals["shards"], manifest.totals["rows"]):
-        yield f"manifest.json: totals say {manifest.totals['shards']} shards and {manifest.totals['rows']} rows; " \
-              f"the table has {len(shards)} and {rows}"
+        yield (
+            f"manifest.json: totals say {manifest.totals['shards']} shards and {manifest.totals['rows']} rows; "
+            f"the table has {len(shards)} and {rows}"
+        )
     if [entry.shard for entry in shards] != list(range(len(shards))):
         yield f"{manifest.shards}: shard numbers are not 0…{len(shards) - 1}"
 

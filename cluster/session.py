@@ -129,9 +129,7 @@ class Session:
             self._release()
             raise
 
-    def call(
-        self, function: str, payload: Plain, *, on_report: Callable[[Plain], None] = lambda report: None
-    ) -> Plain:
+    def call(self, function: str, payload: Plain, *, on_report: Callable[[Plain], None] = lambda report: None) -> Plain:
         """`function(payload, report)` on one process of the gang. It must not use torch.distributed."""
         ray = self._start()
         member = self._members()[0]
@@ -215,9 +213,9 @@ class Session:
             host, port = ray.get(members[0].rendezvous.remote())
             nodes = ray.get([member.node.remote() for member in members])
             local_ranks = [nodes[:rank].count(node) for rank, node in enumerate(nodes)]
-            ray.get([
-                member.join.remote(rank, size, local_ranks[rank], host, port) for rank, member in enumerate(members)
-            ])
+            ray.get(
+                [member.join.remote(rank, size, local_ranks[rank], host, port) for rank, member in enumerate(members)]
+            )
         return self._gang[0]
 
     def _release(self) -> None:

@@ -34,10 +34,16 @@ def run(
     out: Annotated[str | None, typer.Option(help="Folder of the run, any fsspec URI.  [default: runs/RECIPE]")] = None,
     set_: SetValues = [],  # noqa: B006
     until: Annotated[str | None, typer.Option(metavar="STAGE", help="Build this stage and what it needs.")] = None,
-    rebuild: Annotated[str | None, typer.Option(metavar="STAGE", help="Build this stage again beside what is there, "
-                                                "swap, and let what follows from it follow.")] = None,
-    allow_mixed: Annotated[bool, typer.Option("--allow-mixed", help="Continue an unfinished stage under other "
-                                              "library versions.")] = False,
+    rebuild: Annotated[
+        str | None,
+        typer.Option(
+            metavar="STAGE",
+            help="Build this stage again beside what is there, swap, and let what follows from it follow.",
+        ),
+    ] = None,
+    allow_mixed: Annotated[
+        bool, typer.Option("--allow-mixed", help="Continue an unfinished stage under other library versions.")
+    ] = False,
 ) -> None:
     """Do what is missing, from pairs to pictures. Safe to repeat, safe to kill."""
     from cluster.storage import Folder
@@ -74,7 +80,9 @@ def status(run: RunUri, as_json: AsJson = False) -> None:
 @app.command()
 def verify(
     target: Annotated[str, typer.Argument(metavar="ARTIFACT|RUN", help="A run, or one of its artifacts.")],
-    sample: Annotated[str, typer.Option(help="Rows of each embeddings artifact to encode again: a number, or all.")] = "64",
+    sample: Annotated[
+        str, typer.Option(help="Rows of each embeddings artifact to encode again: a number, or all.")
+    ] = "64",
     as_json: AsJson = False,
 ) -> None:
     """Check bytes against receipts, rows against the ledger, and a sample of embeddings against their pictures."""

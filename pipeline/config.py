@@ -24,13 +24,13 @@ class ReportConfig(Section):
     """The closing page."""
 
     title: str = ""
-    duplicate_examples: int = Field(12, ge=0, description="Matched near-duplicates shown side by side.")
+    duplicate_examples: int = Field(default=12, ge=0, description="Matched near-duplicates shown side by side.")
 
 
 class RunConfig(Section):
     """Everything that a run depends on."""
 
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     source: SourceConfig = SourceConfig()
     evaluation_sets: tuple[EvaluationSetConfig, ...] = ()
     images: ImagesConfig = ImagesConfig()

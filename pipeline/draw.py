@@ -35,6 +35,4 @@ def draw(folder: Folder, captions: list[str], out: Path, seed: int) -> None:
 
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("sampling", total=None)
-        sample_captions(
-            payload, lambda report: progress.update(task, completed=report["done"], total=report["total"])
-        )
+        sample_captions(payload, lambda report: progress.update(task, completed=report["done"], total=report["total"]))

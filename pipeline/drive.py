@@ -43,7 +43,9 @@ def drive(config: RunConfig, folder: Folder, *, until: str | None, rebuild: str 
 
 def _cost_line(folder: Folder, rebuild: str, below: list[str]) -> str:
     took = runner.timings(folder)
-    parts = [f"{name} ({took[name]['seconds']:.0f} s last time)" if name in took else name for name in [rebuild, *below]]
+    parts = [
+        f"{name} ({took[name]['seconds']:.0f} s last time)" if name in took else name for name in [rebuild, *below]
+    ]
     following = f"; where its content changes, then {', '.join(parts[1:])}" if below else ""
     return f"building again: {parts[0]}{following}. What is there stays readable until the new one is complete."
 

@@ -26,8 +26,13 @@ def print_plan(planned: Plain) -> None:
     console = Console(highlight=False)
     console.print("stages: " + " → ".join(stage["name"] for stage in planned["stages"]))
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for title, justify in (("model", "left"), ("parameters", "right"), ("steps", "right"), ("batch", "right"),
-                           ("rows seen", "right")):
+    for title, justify in (
+        ("model", "left"),
+        ("parameters", "right"),
+        ("steps", "right"),
+        ("batch", "right"),
+        ("rows seen", "right"),
+    ):
         table.add_column(title, justify=justify)  # type: ignore[arg-type]
     for model in planned["models"]:
         steps, batch = model["steps"], model["batch_size"]

@@ -101,9 +101,7 @@ class Display:
         self.stages = {name: StageProgress(name, _moved=self._tick) for name in stages}
         self._folder = folder
         self._console = console or Console(stderr=True)
-        self._live = Live(
-            get_renderable=self._table, console=self._console, refresh_per_second=4, transient=False
-        )
+        self._live = Live(get_renderable=self._table, console=self._console, refresh_per_second=4, transient=False)
         self._interactive = self._console.is_terminal
         self._written = self._said = 0.0
 
@@ -157,11 +155,23 @@ class Display:
 
     def _table(self) -> Table:
         table = Table(box=None, pad_edge=False, header_style="dim")
-        for title, justify in (("stage", "left"), ("", "left"), ("done", "right"), ("rate", "right"), ("time", "right"),
-                               ("left", "right"), ("", "left")):
+        for title, justify in (
+            ("stage", "left"),
+            ("", "left"),
+            ("done", "right"),
+            ("rate", "right"),
+            ("time", "right"),
+            ("left", "right"),
+            ("", "left"),
+        ):
             table.add_column(title, justify=justify, no_wrap=True)  # type: ignore[arg-type]
-        marks = {"waiting": ("·", "dim"), "current": ("✓", "dim"), "running": ("▸", "bold"), "done": ("✓", "green"),
-                 "failed": ("✗", "red")}
+        marks = {
+            "waiting": ("·", "dim"),
+            "current": ("✓", "dim"),
+            "running": ("▸", "bold"),
+            "done": ("✓", "green"),
+            "failed": ("✗", "red"),
+        }
         for stage in self.stages.values():
             mark, style = marks[stage.state]
             busy = stage.state in ("running", "done", "failed")
@@ -169,8 +179,11 @@ class Display:
                 Text(f"{mark} {stage.name}", style=style),
                 _bar(stage) if stage.state == "running" else Text(""),
                 _amount(stage) if busy else "",
-                f"{stage.rate:,.0f} {stage.unit}/s" if busy and stage.rate >= 10 else
-                f"{stage.rate:,.1f} {stage.unit}/s" if busy and stage.rate else "",
+                f"{stage.rate:,.0f} {stage.unit}/s"
+                if busy and stage.rate >= 10
+                else f"{stage.rate:,.1f} {stage.unit}/s"
+                if busy and stage.rate
+                else "",
                 _duration(stage.elapsed) if busy else "",
                 _duration(stage.left_s) if stage.left_s is not None else "",
                 Text(stage.note, style="dim"),

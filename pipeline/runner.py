@@ -114,8 +114,10 @@ def published_file(target: Folder, name: str) -> str | None:
     if manifest is None:
         return None
     artifact = Artifact(target, manifest)
-    return next((f"{target.uri}/{entry.stored_as}" for shard in artifact.shards for entry in shard.files
-                 if entry.name == name), None)
+    return next(
+        (f"{target.uri}/{entry.stored_as}" for shard in artifact.shards for entry in shard.files if entry.name == name),
+        None,
+    )
 
 
 def timings(folder: Folder) -> dict[str, dict[str, Any]]:

@@ -21,15 +21,17 @@ def stages_of(config: RunConfig, sources: RunSources) -> list[Stage]:
     models = ("prior", "decoder", "upsampler_256", "upsampler_1024")
 
     def pairs(name: str) -> Stage:
-        return Stage(name, 1, (), partial(data_stages.pairs_settings, sources, name),
-                     partial(data_stages.build_pairs, sources))
+        return Stage(
+            name, 1, (), partial(data_stages.pairs_settings, sources, name), partial(data_stages.build_pairs, sources)
+        )
 
     def images(name: str, pairs_name: str) -> Stage:
         return Stage(name, 1, (pairs_name,), data_stages.images_settings, partial(data_stages.build_images, sources))
 
     def embeddings(name: str, images_name: str) -> Stage:
-        return Stage(name, 1, (images_name, "clip"), lambda c: c.embeddings.content_settings(),
-                     data_stages.build_embeddings)
+        return Stage(
+            name, 1, (images_name, "clip"), lambda c: c.embeddings.content_settings(), data_stages.build_embeddings
+        )
 
     return [
         pairs("pairs"),
@@ -39,23 +41,65 @@ def stages_of(config: RunConfig, sources: RunSources) -> list[Stage]:
         Stage("clip", 1, ("images",), model_stages.clip_settings, model_stages.build_clip),
         embeddings("embeddings", "images"),
         *(embeddings(name, name_of_images) for name, name_of_images in zip(set_embeddings, set_images, strict=True)),
-        Stage("dedup", 1, ("embeddings", *set_embeddings), lambda c: c.dedup.content_settings(),
-              data_stages.build_dedup),
+        Stage(
+            "dedup", 1, ("embeddings", *set_embeddings), lambda c: c.dedup.content_settings(), data_stages.build_dedup
+        ),
         Stage("view", 1, ("embeddings", "dedup"), lambda c: c.view.model_dump(mode="json"), data_stages.build_view),
         Stage("pca", 1, ("embeddings", "view"), lambda c: c.pca.model_dump(mode="json"), data_stages.build_pca),
-        Stage("prior", 1, cached, partial(model_stages.model_settings, "prior"),
-              partial(model_stages.build_model, "prior", "prior_diffusion")),
-        Stage("decoder", 1, cached, partial(model_stages.model_settings, "decoder"),
-              partial(model_stages.build_model, "decoder", "decoder")),
-        Stage("upsampler_256", 1, cached, partial(model_stages.model_settings, "upsampler_256"),
-              partial(model_stages.build_model, "upsampler_256", "upsampler")),
-        Stage("upsampler_1024", 1, cached, partial(model_stages.model_settings, "upsampler_1024"),
-              partial(model_stages.build_model, "upsampler_1024", "upsampler")),
-        Stage("samples", 1, ("clip", "pca", "embeddings", "view", *set_embeddings, *models),
-              lambda c: {"seed": c.seed} | c.samples.model_dump(mode="json"), model_stages.build_samples),
-        Stage("report", 1, ("pairs", "images", "clip", "embeddings", *set_images, *set_embeddings, "dedup", "view",
-                            "pca", *models, "samples"),
-              lambda c: c.report.model_dump(mode="json"), model_stages.build_report),
+        Stage(
+            "prior",
+            1,
+            cached,
+            partial(model_stages.model_settings, "prior"),
+            partial(model_stages.build_model, "prior", "prior_diffusion"),
+        ),
+        Stage(
+            "decoder",
+            1,
+            cached,
+            partial(model_stages.model_settings, "decoder"),
+            partial(model_stages.build_model, "decoder", "decoder"),
+        ),
+        Stage(
+            "upsampler_256",
+            1,
+            cached,
+            partial(model_stages.model_settings, "upsampler_256"),
+            partial(model_stages.build_model, "upsampler_256", "upsampler"),
+        ),
+        Stage(
+            "upsampler_1024",
+            1,
+            cached,
+            partial(model_stages.model_settings, "upsampler_1024"),
+            partial(model_stages.build_model, "upsampler_1024", "upsampler"),
+        ),
+        Stage(
+            "samples",
+            1,
+            ("clip", "pca", "embeddings", "view", *set_embeddings, *models),
+            lambda c: {"seed": c.seed} | c.samples.model_dump(mode="json"),
+            model_stages.build_samples,
+        ),
+        Stage(
+            "report",
+            1,
+            (
+                "pairs",
+                "images",
+                "clip",
+                "embeddings",
+                *set_images,
+                *set_embeddings,
+                "dedup",
+                "view",
+                "pca",
+                *models,
+                "samples",
+            ),
+            lambda c: c.report.model_dump(mode="json"),
+            model_stages.build_report,
+        ),
     ]
 
 

@@ -48,8 +48,15 @@ def print_status(found: Plain) -> None:
     who = f"process {driver['pid']} on {driver['host']} is at work" if driver else "no driver is at work"
     console.print(f"{found['run']}: {who}", soft_wrap=True)
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for title, justify in (("stage", "left"), ("state", "left"), ("shards", "right"), ("rows", "right"),
-                           ("rate", "right"), ("time", "right"), ("", "left")):
+    for title, justify in (
+        ("stage", "left"),
+        ("state", "left"),
+        ("shards", "right"),
+        ("rows", "right"),
+        ("rate", "right"),
+        ("time", "right"),
+        ("", "left"),
+    ):
         table.add_column(title, justify=justify, no_wrap=True)  # type: ignore[arg-type]
     for stage in found["stages"]:
         table.add_row(
@@ -71,15 +78,32 @@ def print_status(found: Plain) -> None:
 
 
 def _stage(target: Folder, name: str, moving: Plain | None, took: Plain | None) -> tuple[Plain, list[str]]:
-    plain: Plain = {"name": name, "state": "waiting", "shards": 0, "shards_total": 0, "rows": 0, "counts": {},
-                    "rate": 0.0, "unit": "", "seconds": 0.0, "left_s": None, "note": ""}
+    plain: Plain = {
+        "name": name,
+        "state": "waiting",
+        "shards": 0,
+        "shards_total": 0,
+        "rows": 0,
+        "counts": {},
+        "rate": 0.0,
+        "unit": "",
+        "seconds": 0.0,
+        "left_s": None,
+        "note": "",
+    }
     faults: list[str] = []
     manifest = read_manifest(target)
     newest = max(read_requests(target), default=0)
     if manifest is not None:
         totals = manifest.totals
-        plain |= {"state": "published", "shards": totals["shards"], "shards_total": totals["shards"],
-                  "rows": totals["rows"], "counts": totals["counts"], "revision": manifest.revision}
+        plain |= {
+            "state": "published",
+            "shards": totals["shards"],
+            "shards_total": totals["shards"],
+            "rows": totals["rows"],
+            "counts": totals["counts"],
+            "revision": manifest.revision,
+        }
         faults = list(find_faults(Artifact(target, manifest), read_bytes=False))
         if took:
             plain |= {"seconds": took["seconds"], "rate": took["rate"], "unit": took["unit"], "note": took["note"]}
@@ -111,4 +135,3 @@ def _outcomes(images: Folder) -> tuple[Counter[str], Counter[str]]:
         outcomes.update(receipt.counts)
         reasons.update(receipt.stats.get("reasons", {}))
     return outcomes, reasons
-
