@@ -26,9 +26,10 @@ from torch import Tensor, nn
 
 from cluster.artifact import Artifact
 from cluster.errors import UserError
-from embed.architecture import text_width
-from embed.config import PreprocessingConfig
+from embed.architecture import text_width, with_vocabulary_size
+from embed.config import EncoderConfig, PreprocessingConfig
 from embed.description import ENCODER_FILE, WEIGHTS_FILE, EncoderDescription
+from embed.tokenizer import BYTE_TOKENS, SPECIAL_WORDS
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
@@ -90,6 +91,14 @@ class ClipEncoder:
         return torch.as_tensor(tower.ln_final(hidden_BTW)).float()
 
 
+def best_device(threads: int) -> str:
+    """Where frozen networks run here. On a CPU this process's forwards get `threads` threads: bits follow it."""
+    if torch.cuda.is_available():
+        return "cuda"
+    torch.set_num_threads(threads)
+    return "cpu"
+
+
 def build_clip(model_cfg: dict[str, Any], *, precision: str = "fp32") -> nn.Module:
     """An open_clip model with fresh weights from torch's global generator; nothing is downloaded."""
     arguments = {name: value for name, value in model_cfg.items() if name != "custom_text"}
@@ -102,6 +111,15 @@ def build_clip(model_cfg: dict[str, Any], *, precision: str = "fp32") -> nn.Modu
             f"open_clip cannot build this architecture: {error}. Compare it with a built-in one."
         ) from error
     return model
+
+
+def clip_parameter_count(config: EncoderConfig) -> int:
+    """Parameters, counted on the meta device. A vocabulary of captions counts without the merges that they will add."""
+    model_cfg = config.model_cfg()
+    if config.vocabulary == "captions":
+        model_cfg = with_vocabulary_size(model_cfg, BYTE_TOKENS + len(SPECIAL_WORDS))
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in build_clip(model_cfg).parameters())
 
 
 def resize_and_crop(image: Image.Image, size: int, preprocessing: PreprocessingConfig) -> NDArray[np.uint8]:

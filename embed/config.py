@@ -68,6 +68,10 @@ class EmbeddingsConfig(Section):
     threads: int = Field(default=1, ge=1, description="intra-op threads of a forward on a CPU")
     decode_threads: int = Field(default=2, ge=1, description="threads that decode pictures ahead of the forward")
 
+    def content_settings(self) -> dict[str, Any]:
+        """What the vectors' bytes depend on."""
+        return self.model_dump(mode="json", exclude={"decode_threads"})
+
 
 class DedupConfig(Section):
     """Training rows whose CLIP image embedding is this close to an evaluation image count as its duplicates."""
@@ -76,6 +80,10 @@ class DedupConfig(Section):
     thresholds: dict[str, float] = Field(default={}, description="cosine by evaluation set, set by hand")
     matches_per_query: int = Field(default=100, ge=1, description="kept for one training row and set, best first")
     batch_rows: int = Field(default=4_096, ge=1, description="training rows searched at once")
+
+    def content_settings(self) -> dict[str, Any]:
+        """All of it: even `batch_rows` moves the last bit of a score."""
+        return self.model_dump(mode="json")
 
     def threshold_of(self, evaluation_set: str) -> float:
         return self.thresholds.get(evaluation_set, self.threshold)

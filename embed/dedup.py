@@ -9,13 +9,11 @@ number of training pictures found; what the bound cut is counted as overflow.
 """
 
 import json
-import os
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from scipy.special import betaincinv
 
 from cluster.artifact import Artifact, Workshop
 from cluster.canonical import canonical_json
@@ -23,6 +21,7 @@ from cluster.errors import UserError, WorkFailed
 from cluster.parquet import write_table
 from embed.cache import EmbeddingCache, open_cache
 from embed.config import DedupConfig
+from embed.interval import clopper_pearson
 from embed.search import FlatSearch
 from embed.stored_rows import stored_rows
 
@@ -40,20 +39,17 @@ CONFIDENCE = 0.95
 
 
 def member(payload: dict[str, Any], report: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-    """Gang member. Payload: `embeddings`, `evaluation_sets` (each `name`, `embeddings`, `images`), `config`, `out`."""
-    if int(os.environ.get("RANK", "0")) != 0:
-        return {}
+    """Gang member. Payload: `embeddings`, `evaluation` and `evaluation_images` (URIs by set), `config`, `out`."""
     config = DedupConfig.model_validate(payload["config"])
     training = open_cache(payload["embeddings"])
-    names = [entry["name"] for entry in payload["evaluation_sets"]]
-    unknown = sorted(config.thresholds.keys() - set(names))
+    evaluation_uris: dict[str, str] = payload["evaluation"]
+    unknown = sorted(config.thresholds.keys() - evaluation_uris.keys())
     if unknown:
-        raise UserError(
-            f"dedup.thresholds names {unknown[0]!r}, which is no evaluation set; there are {names or 'none'}"
-        )
+        known = ", ".join(evaluation_uris) or "none"
+        raise UserError(f"dedup.thresholds names {unknown[0]!r}, which is no evaluation set; there are: {known}")
     sets = [
-        EvaluationSet(entry["name"], open_cache(entry["embeddings"]), entry["images"], config)
-        for entry in payload["evaluation_sets"]
+        EvaluationSet(name, open_cache(uri), payload["evaluation_images"][name], config)
+        for name, uri in evaluation_uris.items()
     ]
     for evaluation in sets:
         evaluation.check_against(training)
@@ -139,7 +135,7 @@ class EvaluationSet:
 
     def contamination(self) -> dict[str, Any]:
         matched = int(self._matched.sum())
-        low, high = clopper_pearson(matched, self.rows)
+        low, high = clopper_pearson(matched, self.rows, CONFIDENCE)
         return {
             "name": self.name,
             "rows": self.rows,
@@ -151,14 +147,6 @@ class EvaluationSet:
             "threshold_chosen": self._chosen,
             **self._counts,
         }
-
-
-def clopper_pearson(successes: int, trials: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """The exact two-sided interval of a share. Without trials it is [0, 1]: nothing is known."""
-    tail = (1.0 - confidence) / 2.0
-    low = float(betaincinv(successes, trials - successes + 1, tail)) if successes else 0.0
-    high = float(betaincinv(successes + 1, trials - successes, 1.0 - tail)) if successes < trials else 1.0
-    return low, high
 
 
 def read_contamination(dedup_uri: str) -> dict[str, Any]:

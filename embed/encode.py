@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from cluster.artifact import Artifact, Workshop
 from cluster.errors import WorkFailed
 from cluster.parquet import write_table
-from embed.clip import ClipEncoder, load_encoder
+from embed.clip import ClipEncoder, best_device, load_encoder
 from embed.config import EmbeddingsConfig
 from embed.description import encoder_digest
 from embed.stored_rows import StoredPictures, StoredRow, open_pictures, stored_rows
@@ -40,8 +40,7 @@ class EmbeddingsWorker:
         self._config = EmbeddingsConfig.model_validate(config)
 
     def setup(self) -> None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        torch.set_num_threads(self._config.threads)
+        device = best_device(self._config.threads)
         self._encoder = load_encoder(self._clip, precision=self._config.precision, device=device)
 
     def process(self, task: dict[str, Any]) -> dict[str, Any]:

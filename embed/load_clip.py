@@ -5,7 +5,6 @@ pretrained tag. Names and shapes must fit the architecture exactly; open_clip's 
 embeddings in silence and so hide a checkpoint of another architecture.
 """
 
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
@@ -28,8 +27,6 @@ from embed.description import ENCODER_FILE, WEIGHTS_FILE
 
 def member(payload: dict[str, Any], report: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     """Gang member. Payload: `encoder` (an EncoderConfig with weights), `out` (the clip workshop)."""
-    if int(os.environ.get("RANK", "0")) != 0:
-        return {}
     config = EncoderConfig.model_validate(payload["encoder"])
     if config.weights is None:
         raise UserError("clip.encoder.weights is not set, so there is nothing to load")

@@ -12,7 +12,6 @@ Shapes: N rows, D embedding dimension, K kept components.
 """
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -46,9 +45,7 @@ COMPONENTS_SCHEMA = pa.schema(
 
 
 def member(payload: dict[str, Any], report: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-    """Gang member of one. Payload: `embeddings`, `view`, `config`, `out`."""
-    if int(os.environ.get("RANK", "0")) != 0:
-        return {}
+    """Gang member. Payload: `embeddings`, `view`, `config`, `out`."""
     config = PcaConfig.model_validate(payload["config"])
     cache = open_cache(payload["embeddings"])
     view = Artifact.open(payload["view"])

@@ -22,7 +22,7 @@ from cluster.artifact import Artifact
 from cluster.environment import environment_digest
 from cluster.errors import UnclipError
 from embed.cache import VECTOR_COLUMNS, EmbeddingCache, open_cache
-from embed.clip import ClipEncoder, load_encoder
+from embed.clip import ClipEncoder, best_device, load_encoder
 from embed.config import EmbeddingsConfig
 from embed.description import encoder_digest
 from embed.encode import encode_rows
@@ -61,7 +61,7 @@ def verify_embeddings(
     any other within `TOLERANCE` of its precision.
     """
     cache, images = open_cache(embeddings_uri), Artifact.open(images_uri)
-    encoder = load_encoder(clip_uri, precision=config.precision)
+    encoder = load_encoder(clip_uri, precision=config.precision, device=best_device(config.threads))
     findings: list[Finding] = []
     if cache.shard_count != images.shard_count:
         return [Finding("rows", f"{cache.shard_count} shards for {images.shard_count} of images")]
@@ -134,7 +134,7 @@ def _values(cache: EmbeddingCache, shard: int, spread: dict[str, Spread]) -> Ite
     keys = cache.table(shard, ["key"]).column("key").to_pylist()
     for column in VECTOR_COLUMNS:
         vectors_ND = cache.vectors(shard, column).astype(np.float32)
-        finite_N = np.isfinite(vectors_ND).all(axis=1)
+        finite_N: NDArray[np.bool_] = np.asarray(np.isfinite(vectors_ND).all(axis=1))
         length_N = np.linalg.norm(np.where(finite_N[:, None], vectors_ND, 0.0), axis=1)
         spread[column].add(vectors_ND[finite_N])
         for row in np.flatnonzero(~finite_N | (np.abs(length_N - 1.0) > UNIT_TOLERANCE)):
@@ -158,8 +158,7 @@ def _chosen_batches(
     ]
     if sample is not None:
         count = min(len(batches), -(-sample // batch_size))
-        chosen = np.random.default_rng(seed).choice(len(batches), size=count, replace=False) if count else []
-        batches = sorted(batches[index] for index in chosen)
+        batches = sorted(batches[index] for index in np.random.default_rng(seed).permutation(len(batches))[:count])
     for shard in sorted({shard for shard, _ in batches}):
         yield shard, [start for there, start in batches if there == shard]
 

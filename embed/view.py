@@ -4,7 +4,6 @@ One row an embeddings row, in the same shards and order, so that a reader goes f
 number. Rows stay in their split whether they are included or not.
 """
 
-import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -32,9 +31,7 @@ VIEW_SCHEMA = pa.schema(
 
 
 def member(payload: dict[str, Any], report: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-    """Gang member of one. Payload: `embeddings`, `dedup` (URI or null), `config`, `out`."""
-    if int(os.environ.get("RANK", "0")) != 0:
-        return {}
+    """Gang member. Payload: `embeddings`, `dedup` (URI or null), `config`, `out`."""
     config = ViewConfig.model_validate(payload["config"])
     cache = open_cache(payload["embeddings"])
     overlaps = _overlaps(payload["dedup"]) if payload["dedup"] and config.exclude_overlap else {}
@@ -48,7 +45,7 @@ def member(payload: dict[str, Any], report: Callable[[dict[str, Any]], None]) ->
                 write_table(attempt.path(f"{shard:08d}.parquet"), table)
                 attempt.commit(rows=table.num_rows, counts=counts)
         report({"done": shard + 1, "total": cache.shard_count, "unit": "shards"})
-    return {"rows": cache.rows}
+    return {"shards": cache.shard_count, "rows": cache.rows}
 
 
 def view_table(
