@@ -136,6 +136,9 @@ class SamplerConfig(Section):
 class SamplesConfig(Section):
     """Which pictures the run draws and scores, and how each model is sampled."""
 
+    sets: tuple[str, ...] | None = Field(
+        default=None, description="evaluation sets, or validation; none: every evaluation set, else validation"
+    )
     captions: Count = Field(default=64, description="held-out captions of each set that are drawn and scored")
     shown: Count = Field(default=12, description="captions of each set in the grid")
     modes: tuple[Literal["prior", "text_embedding", "caption"], ...] = ("prior", "text_embedding", "caption")

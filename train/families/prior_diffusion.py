@@ -151,12 +151,11 @@ def sample_prior(
     tokens_BT: Tensor,
     hidden_BTW: Tensor | None,
     text_embedding_BD: Tensor,
-    candidates: int,
     noises: list[Noise],
 ) -> Tensor:
-    """z_i of each caption, unit length: of `candidates` draws the one with the larger z_i·z_t (unCLIP §2.2).
+    """z_i of each caption, unit length: of one draw a noise source the one with the larger z_i·z_t (unCLIP §2.2).
 
-    `noises` has one source of (B, D) noise for each candidate.
+    Each of `noises` is a source of (B, D) noise.
     """
     past = prior.past(prior.prefix(tokens_BT, hidden_BTW, text_embedding_BD))
     null_past: list[KeysValues] | None = None
@@ -172,7 +171,7 @@ def sample_prior(
 
     schedule = respaced(prior.schedule, config.steps)
     best_BD, best_B = text_embedding_BD, torch.full((len(tokens_BT),), -torch.inf, device=tokens_BT.device)
-    for noise in noises[:candidates]:
+    for noise in noises:
         kind = Parameterization.X_START
         if config.method == "ddpm":
             sampled_BD = ddpm_sample(denoise, noise(), schedule, kind=kind, noise=noise)
