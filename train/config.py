@@ -4,7 +4,7 @@ The models' own sections live beside the models (`train/families/config.py`); a 
 section and a `training` section.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -41,6 +41,12 @@ class TrainingConfig(Section):
     block_rows: int = Field(default=256, ge=1, description="consecutive rows that one process reads as a block")
     cache_bytes: int = Field(default=512 << 20, ge=0, description="decoded pixels kept in memory, a process")
     deepspeed: DeepSpeedConfig = DeepSpeedConfig()
+
+    def content_settings(self) -> dict[str, Any]:
+        """What the trained weights depend on. The rest may change between two starts of one training run: it alters
+        them as the number of processes does, by the order of float sums, or not at all."""
+        how = {"checkpoint_every", "cache_bytes", "gradient_accumulation"}
+        return self.model_dump(mode="json", exclude={**dict.fromkeys(how, True), "deepspeed": {"zero_stage"}})
 
     @model_validator(mode="after")
     def _values_fit_each_other(self) -> "TrainingConfig":

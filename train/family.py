@@ -5,7 +5,8 @@
     build(config, facts) -> nn.Module   a fresh model, its weights drawn from torch's global generator
     loss(model, batch, draws)           -> scalar loss, mean over the batch's rows, and named scalars to record
 
-`model` in `loss` is the DeepSpeed engine and is called like the module: going past it would skip ZeRO's hooks. All
+`model` in `loss` is called and read like the module, but the call goes through the DeepSpeed engine (`ThroughEngine`):
+going past it would skip ZeRO's hooks. All
 randomness of a loss comes from `draws` (train/draws.py); metrics are detached scalar tensors. Families are named in
 one explicit dict and imported when asked for, so that a run of one never loads the others.
 """
