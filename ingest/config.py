@@ -62,16 +62,19 @@ class EvaluationSetConfig(Section):
         given = [key for key in ("pairs", "folder", "scenes") if getattr(self, key) is not None]
         if len(given) != 1:
             raise ValueError(
-                f"evaluation set {self.name!r} sets {' and '.join(given) or 'none'} of pairs, folder, scenes; set exactly one"
+                f"evaluation set {self.name!r} sets {' and '.join(given) or 'none'} of pairs, folder, scenes; "
+                "set exactly one"
             )
         return self
 
 
-_NETWORK = re.compile(r"^(?:\[(?P<v6>[0-9A-Fa-f:.]+)\](?P<v6_mask>/\d+)?|(?P<bare>[0-9A-Fa-f:.]+?/\d+|[0-9.]+))(?::(?P<port>\d+))?$")
+_NETWORK = re.compile(
+    r"^(?:\[(?P<v6>[0-9A-Fa-f:.]+)\](?P<v6_mask>/\d+)?|(?P<bare>[0-9A-Fa-f:.]+?/\d+|[0-9.]+))(?::(?P<port>\d+))?$"
+)
 
 
 def parse_network(text: str) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, int | None]:
-    """`10.0.0.0/8`, `127.0.0.1/32:8642`, `fd00::/8`, `[::1]/128:8642` → the network, and its port where one is named."""
+    """`10.0.0.0/8`, `127.0.0.1/32:8642`, `fd00::/8`, `[::1]/128:8642` → the network, and its port if it names one."""
     match = _NETWORK.match(text.strip())
     try:
         if match is None:
@@ -130,8 +133,17 @@ class ImagesConfig(Section):
     decode_threads: int = Field(default=2, ge=1, le=64)
 
     _NOT_CONTENT: ClassVar[frozenset[str]] = frozenset(
-        "user_agent deadline_s min_rate_after_s min_bytes_per_s attempts backoff_s"
-        " concurrency connections_per_host decode_threads".split()
+        {
+            "user_agent",
+            "deadline_s",
+            "min_rate_after_s",
+            "min_bytes_per_s",
+            "attempts",
+            "backoff_s",
+            "concurrency",
+            "connections_per_host",
+            "decode_threads",
+        }
     )
 
     def content_settings(self) -> dict[str, Any]:

@@ -64,7 +64,14 @@ RELATIONS: dict[str, tuple[int, int]] = {
     "right of": (1, 0),
 }
 HELDOUT_COLOUR_BACKGROUND = frozenset(
-    {("red", "green"), ("yellow", "black"), ("green", "white"), ("cyan", "blue"), ("purple", "grey"), ("blue", "yellow")}
+    {
+        ("red", "green"),
+        ("yellow", "black"),
+        ("green", "white"),
+        ("cyan", "blue"),
+        ("purple", "grey"),
+        ("blue", "yellow"),
+    }
 )
 HELDOUT_COLOUR_SHAPE = frozenset({("red", "star"), ("blue", "triangle"), ("yellow", "square"), ("purple", "circle")})
 
@@ -160,7 +167,8 @@ def is_heldout_caption(caption: str) -> bool:
 
 def has_heldout_pair(scene: Scene) -> bool:
     return any(
-        (thing.colour, scene.background) in HELDOUT_COLOUR_BACKGROUND or (thing.colour, thing.shape) in HELDOUT_COLOUR_SHAPE
+        (thing.colour, scene.background) in HELDOUT_COLOUR_BACKGROUND
+        or (thing.colour, thing.shape) in HELDOUT_COLOUR_SHAPE
         for thing in scene.things
     )
 
@@ -187,8 +195,12 @@ def _any_scene(rng: random.Random) -> Scene:
     return Scene(things, _pick(rng, tuple(RELATIONS)), background, variation)
 
 
+def _random(key: str) -> random.Random:
+    return random.Random(f"unclip scenes/{key}")  # noqa: S311
+
+
 def _candidates(seed: int, set_name: str, index: int) -> Iterator[Scene]:
-    rng = random.Random(f"unclip scenes/{seed}/{set_name}/{index}")
+    rng = _random(f"{seed}/{set_name}/{index}")
     while True:
         yield _any_scene(rng)
 
@@ -209,10 +221,10 @@ def heldout_caption_scene(seed: int, index: int, *, training_count: int) -> Scen
     """A caption that no training row has, of attribute pairs that the first `training_count` rows all have."""
     seen = _training_pairs(seed, min(training_count, 20_000))
     for attempt, scene in enumerate(_candidates(seed, "heldout_captions", index)):
-        if is_heldout_caption(scene.caption) and not has_heldout_pair(scene):
-            # A training set of a handful of scenes cannot cover the pairs; then the caption alone is new.
-            if attempt > 2000 or scene.attribute_pairs <= seen:
-                return scene
+        new_caption = is_heldout_caption(scene.caption) and not has_heldout_pair(scene)
+        # A training set of a handful of scenes cannot cover the pairs; then the caption alone is new.
+        if new_caption and (attempt > 2000 or scene.attribute_pairs <= seen):
+            return scene
     raise AssertionError("the stream of candidates does not end")
 
 
@@ -231,7 +243,7 @@ def copy_scene(seed: int, index: int, *, training_count: int, copied_share: floa
         for scene in _candidates(seed, "copies", index):
             if len(scene.things) == 2 and has_heldout_pair(Scene((scene.dominant,), scene.placement, scene.background)):
                 return Copy(scene, None, None)
-    rng = random.Random(f"unclip scenes/{seed}/copy/{index}")
+    rng = _random(f"{seed}/copy/{index}")
     training_index = int(rng.random() * training_count)
     return Copy(training_scene(seed, training_index), training_index, TRANSFORMS[copied_before % len(TRANSFORMS)])
 
@@ -264,7 +276,10 @@ def _outline(shape: str, tilt: float) -> list[tuple[float, float]]:
         return [(1.08 * math.cos(a), 1.08 * math.sin(a) + 0.24) for a in angles]
     radii = (1.08, 0.46)
     return [
-        (radii[k % 2] * math.cos(tilt - math.pi / 2 + k * math.pi / 5), radii[k % 2] * math.sin(tilt - math.pi / 2 + k * math.pi / 5))
+        (
+            radii[k % 2] * math.cos(tilt - math.pi / 2 + k * math.pi / 5),
+            radii[k % 2] * math.sin(tilt - math.pi / 2 + k * math.pi / 5),
+        )
         for k in range(10)
     ]
 
@@ -282,13 +297,15 @@ def _draw_thing(picture: Image.Image, thing: Thing, x: float, y: float, radius: 
     if thing.shape == "circle":
         canvas.ellipse((centre_x - scale, centre_y - scale, centre_x + scale, centre_y + scale), fill=255)
     else:
-        canvas.polygon([(centre_x + scale * px, centre_y + scale * py) for px, py in _outline(thing.shape, tilt)], fill=255)
+        canvas.polygon(
+            [(centre_x + scale * px, centre_y + scale * py) for px, py in _outline(thing.shape, tilt)], fill=255
+        )
     picture.paste(_shifted(SHAPE_COLOURS[thing.colour], rng), (left, top), mask.reduce(_OVERSAMPLE))
 
 
 def draw(scene: Scene, size: int = 256) -> Image.Image:
     """The scene's picture, `size`×`size`, RGB, antialiased."""
-    rng = random.Random(scene.variation)
+    rng = _random(f"variation/{scene.variation}")
     picture = _background(_shifted(BACKGROUND_COLOURS[scene.background], rng), size, rng)
 
     def jitter(amount: float) -> float:
@@ -321,7 +338,9 @@ def transformed(picture: Image.Image, transform: Transform) -> Image.Image:
     side = picture.width
     if transform == "crop":
         edge = round(0.06 * side)
-        return picture.crop((edge, edge, side - edge // 2, side - edge // 2)).resize((side, side), Image.Resampling.BICUBIC)
+        return picture.crop((edge, edge, side - edge // 2, side - edge // 2)).resize(
+            (side, side), Image.Resampling.BICUBIC
+        )
     if transform == "blur":
         return picture.filter(ImageFilter.GaussianBlur(side / 100))
     if transform == "brightness":

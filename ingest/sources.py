@@ -148,7 +148,9 @@ def _resolve(pairs: str) -> tuple[Any, list[SourceFile]]:
         raise UserError(f"source.pairs {pairs!r} cannot be read: {error.strerror or error}") from error
     files = [path for path in paths if facts[path]["type"] == "file"]
     if not files:
-        what = "is a folder; name its files, as in folder/*.parquet" if paths and path == paths[0] else "matches no file"
+        what = (
+            "is a folder; name its files, as in folder/*.parquet" if paths and path == paths[0] else "matches no file"
+        )
         raise UserError(f"source.pairs {pairs!r} {what}.")
     shared = os.path.commonpath([str(PurePosixPath(file).parent) for file in files])
     return filesystem, [_source_file(file, _relative(file, shared), facts[file]) for file in files]

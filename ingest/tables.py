@@ -105,7 +105,9 @@ class CSV(Table):
     def check(self) -> None:
         with self._reading(), self._fs.open(self.path, "rb", compression="infer") as file:
             if not file.read(1):
-                raise UserError(f"{self.path!r} is empty; a {type(self).__name__} file starts with a line of column names.")
+                raise UserError(
+                    f"{self.path!r} is empty; a {type(self).__name__} file starts with a line of column names."
+                )
             file.seek(0)
             schema = self._open(file, {}).schema
         self._check_names(schema.names)
