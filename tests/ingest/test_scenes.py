@@ -108,7 +108,8 @@ def read_back(picture: Image.Image) -> tuple[str, str, tuple[float, float]]:
     pixels = np.asarray(picture.resize((32, 32), Image.Resampling.BOX)).astype(float)
     edge = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
     background = nearest(np.median(edge, axis=0), scenes.BACKGROUND_COLOURS)
-    palette = {**scenes.SHAPE_COLOURS, "background": scenes.BACKGROUND_COLOURS[background]}
+    shapes = {name: colour for name, colour in scenes.SHAPE_COLOURS.items() if name != background}
+    palette = {**shapes, "background": scenes.BACKGROUND_COLOURS[background]}
     labels = np.array([[nearest(pixel, palette) for pixel in row] for row in pixels])
     names, counts = np.unique(labels[labels != "background"], return_counts=True)
     colour = str(names[counts.argmax()])
