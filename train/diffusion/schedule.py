@@ -12,6 +12,7 @@ The tables stay float64: at the cosine schedule's end 1 − ᾱ and ᾱ differ f
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
@@ -87,10 +88,15 @@ def respaced(schedule: Schedule, steps: int) -> Schedule:
     if not 1 <= steps <= len(schedule):
         raise ValueError(f"sampling steps = {steps}: choose between 1 and the schedule's {len(schedule)}")
     last = len(schedule) - 1
-    kept = torch.tensor([last] if steps == 1 else [round(i * last / (steps - 1)) for i in range(steps)])
-    alphas_cumprod = schedule.alphas_cumprod[kept]
+    return subset(schedule, [last] if steps == 1 else [round(i * last / (steps - 1)) for i in range(steps)])
+
+
+def subset(schedule: Schedule, kept: Sequence[int]) -> Schedule:
+    """The schedule that visits only these steps: its betas give the same ᾱ there (iDDPM eq. 19)."""
+    index = torch.tensor(kept)
+    alphas_cumprod = schedule.alphas_cumprod[index]
     previous = torch.cat([torch.ones(1, dtype=torch.float64), alphas_cumprod[:-1]])
-    return Schedule(1 - alphas_cumprod / previous, schedule.timesteps[kept], schedule.training_timesteps)
+    return Schedule(1 - alphas_cumprod / previous, schedule.timesteps[index], schedule.training_timesteps)
 
 
 def at(table: Tensor, step_B: Tensor, like: Tensor) -> Tensor:
