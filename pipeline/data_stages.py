@@ -43,7 +43,7 @@ def build_images(sources: RunSources, build: Build) -> int:
         return _over_shards(
             build,
             "ingest.images:ImagesWorker",
-            {"config": build.config.images.model_dump(mode="json")},
+            build.config.images.model_dump(mode="json"),
             build.inputs[pairs_name],
             tasks_input,
         )
@@ -63,9 +63,11 @@ def build_embeddings(build: Build) -> int:
 
 def build_dedup(build: Build) -> int:
     evaluation = {
-        name.split("/")[1]: artifact.uri for name, artifact in build.inputs.items() if name.startswith("evaluation/")
+        name.split("/")[1]: artifact.uri
+        for name, artifact in build.inputs.items()
+        if name.startswith("evaluation/") and name.endswith("/embeddings")
     }
-    images = {name: str(build.folder / "evaluation" / name / "images") for name in evaluation}
+    images = {name: build.inputs[f"evaluation/{name}/images"].uri for name in evaluation}
     return _call(
         build,
         "embed.dedup:member",

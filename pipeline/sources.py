@@ -6,8 +6,7 @@ from typing import Any
 
 from cluster.errors import UserError
 from cluster.storage import Folder
-from ingest.scene_server import SceneServer
-from ingest.scene_tables import write_scene_tables
+from ingest.scene_server import SceneServer, write_scene_tables
 from ingest.sources import FolderSource, Source, open_evaluation_set, open_source, source_identity
 from pipeline.config import RunConfig
 
@@ -81,4 +80,4 @@ class RunSources:
     def _scene_table(self, name: str) -> str:
         scenes = self._config.source.scenes
         assert scenes is not None, "check() comes first"
-        return str(write_scene_tables(self._folder.local_path("source"), scenes)[name])
+        return write_scene_tables(f"{self._folder.uri}/source", scenes)[name]

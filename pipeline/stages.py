@@ -42,7 +42,11 @@ def stages_of(config: RunConfig, sources: RunSources) -> list[Stage]:
         embeddings("embeddings", "images"),
         *(embeddings(name, name_of_images) for name, name_of_images in zip(set_embeddings, set_images, strict=True)),
         Stage(
-            "dedup", 1, ("embeddings", *set_embeddings), lambda c: c.dedup.content_settings(), data_stages.build_dedup
+            "dedup",
+            1,
+            ("embeddings", *set_images, *set_embeddings),
+            lambda c: c.dedup.content_settings(),
+            data_stages.build_dedup,
         ),
         Stage("view", 1, ("embeddings", "dedup"), lambda c: c.view.model_dump(mode="json"), data_stages.build_view),
         Stage("pca", 1, ("embeddings", "view"), lambda c: c.pca.model_dump(mode="json"), data_stages.build_pca),
