@@ -31,7 +31,7 @@ from train.data import TrainRows, prefetch
 from train.draws import Draws
 from train.family import Family
 from train.lanes import Lanes, slots_of
-from train.optimizer import build_optimizer
+from train.optimizer import build_optimizer, clips_itself
 from train.shares import MASTER, prepare_states, set_updates, shares
 
 Report = Callable[[dict[str, Any]], None]
@@ -84,15 +84,18 @@ def learning_rate_at(step: int, config: TrainingConfig) -> float:
 
 def deepspeed_settings(config: TrainingConfig, world_size: int) -> dict[str, Any]:
     """Our section as DeepSpeed's JSON config."""
-    return {
+    bf16 = config.deepspeed.precision == "bf16"
+    # Without ZeRO, bf16 gradients would be kept in bf16 too, by a wrapper that has no fp32 weights to give.
+    summing = {"data_types": {"grad_accum_dtype": "fp32"}} if bf16 and config.deepspeed.zero_stage == 0 else {}
+    return summing | {
         "train_batch_size": config.batch_size,
         "train_micro_batch_size_per_gpu": config.batch_size // world_size // config.gradient_accumulation,
         "gradient_accumulation_steps": config.gradient_accumulation,
-        "gradient_clipping": config.gradient_clip,
+        "gradient_clipping": 0.0 if clips_itself(config) else config.gradient_clip,
         "zero_optimization": {"stage": config.deepspeed.zero_stage},
         # A client's optimizer, not DeepSpeed's: a config-named AdamW compiles a C++ extension on the first use.
         "zero_allow_untested_optimizer": True,
-        "bf16": {"enabled": config.deepspeed.precision == "bf16"},
+        "bf16": {"enabled": bf16},
         "steps_per_print": 2**31,
     }
 

@@ -17,11 +17,20 @@ STATES = ("exp_avg", "exp_avg_sq", "ema")
 
 
 class AdamWEma(torch.optim.AdamW):
-    """AdamW with `state[p]["ema"]`. `prepare` must have been called before the first step."""
+    """AdamW with `state[p]["ema"]`. `prepare` must have been called before the first step.
 
-    def __init__(self, parameters: Iterable[Any], *, ema_decay: float, **settings: Any) -> None:
+    DeepSpeed clips before it calls an optimizer and tells the norm, except without ZeRO in fp32, where it keeps the
+    norm to itself; there `clip` makes the optimizer do both, where the engine looks for it.
+    """
+
+    def __init__(
+        self, parameters: Iterable[Any], *, ema_decay: float, clip: float | None = None, **settings: Any
+    ) -> None:
         super().__init__(parameters, **settings)
         self.ema_decay = ema_decay
+        self.clip = clip
+        if clip is not None:
+            self._global_grad_norm = 0.0
 
     def prepare(self, owned: Iterable[Tensor]) -> None:
         """Create the state of the fp32 tensors that this rank owns, as it is before the first step."""
@@ -35,18 +44,27 @@ class AdamWEma(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        if self.clip is not None:
+            every = [weights for group in self.param_groups for weights in group["params"]]
+            self._global_grad_norm = float(nn.utils.clip_grad_norm_(every, self.clip))
         super().step(closure)
         for group in self.param_groups:
             for weights in group["params"]:
-                if weights.grad is None:
-                    continue
                 state = self.state[weights]
+                # Before `prepare`, DeepSpeed may step on zero gradients to have the moments made; lr is 0 then.
+                if weights.grad is None or "ema" not in state:
+                    continue
                 state["ema"].lerp_(weights, 1.0 - ema_decay_at(int(state["step"]), self.ema_decay))
 
 
 def ema_decay_at(updates: int, decay: float) -> float:
     """The decay after that many updates: (1+t)/(10+t) until it reaches `decay`, so that the start is soon forgotten."""
     return min(decay, (1.0 + updates) / (10.0 + updates))
+
+
+def clips_itself(config: TrainingConfig) -> bool:
+    """Whether DeepSpeed takes the optimizer as it is, without a wrapper of its own."""
+    return config.deepspeed.zero_stage == 0 and config.deepspeed.precision == "fp32"
 
 
 def build_optimizer(model: nn.Module, config: TrainingConfig) -> AdamWEma:
@@ -61,7 +79,8 @@ def build_optimizer(model: nn.Module, config: TrainingConfig) -> AdamWEma:
     return AdamWEma(
         [group for group in groups if group["params"]],
         ema_decay=config.ema_decay,
-        lr=config.learning_rate,
+        clip=config.gradient_clip if clips_itself(config) else None,
+        lr=0.0,  # the loop sets it before each step
         betas=config.betas,
         eps=config.eps,
         weight_decay=config.weight_decay,
