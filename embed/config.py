@@ -1,9 +1,11 @@
 """Settings of the frozen networks and of everything that is computed from their vectors."""
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from cluster.canonical import sha256_file
 from cluster.settings import Section
 from embed.architecture import image_size, resolve_architecture
 
@@ -45,7 +47,8 @@ class EncoderConfig(Section):
         height, width = image_size(resolve_architecture(value))
         if height != width:
             raise ValueError(f"architecture takes {height}x{width} pixels; only square inputs are supported")
-        return value
+        # A file is read once: what it says is the setting, wherever it lies and whoever reads the stored config.
+        return resolve_architecture(value) if isinstance(value, str) and value.endswith(".json") else value
 
     @model_validator(mode="after")
     def _compact_vocabulary_is_trained_here(self) -> "EncoderConfig":
@@ -58,6 +61,13 @@ class EncoderConfig(Section):
     def model_cfg(self) -> dict[str, Any]:
         """open_clip's model config of the architecture."""
         return resolve_architecture(self.architecture)
+
+    def content_settings(self) -> dict[str, Any]:
+        """What the clip artifact depends on: a local weights file counts by its bytes, not by its path."""
+        settings = self.model_dump(mode="json")
+        if self.weights is not None and Path(self.weights).is_file():
+            settings["weights"] = f"sha256:{sha256_file(self.weights)}"
+        return settings
 
 
 class EmbeddingsConfig(Section):
