@@ -128,7 +128,7 @@ class ImagesConfig(Section):
     min_bytes_per_s: float = Field(default=1000.0, ge=0, description="required of a body after min_rate_after_s")
     attempts: int = Field(default=3, ge=1, le=10)
     backoff_s: float = Field(default=0.25, gt=0, description="before the second attempt; doubles for each further one")
-    concurrency: int = Field(default=256, ge=1, le=4096, description="rows in flight in one worker")
+    concurrency: int = Field(default=128, ge=1, le=4096, description="rows in flight in one worker")
     connections_per_host: int = Field(default=16, ge=1, description="in one worker; not inside allow_networks")
     decode_threads: int = Field(default=2, ge=1, le=64)
 

@@ -12,7 +12,8 @@ import random
 import ssl
 import zlib
 from collections import defaultdict
-from contextlib import AbstractAsyncContextManager, nullcontext
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -23,6 +24,7 @@ from yarl import URL
 from ingest.address import AddressPolicy, GuardedResolver, Refused, Unresolvable
 from ingest.config import ImagesConfig
 from ingest.ledger import Status
+from ingest.pacing import ConnectionPacer
 
 MAX_REDIRECTS = 5
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -61,6 +63,7 @@ class Fetcher:
 
     async def __aenter__(self) -> Self:
         self._resolver = GuardedResolver(self._policy)
+        self._pacer = ConnectionPacer()
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
                 resolver=self._resolver, use_dns_cache=False, limit=self._config.concurrency, ssl=True
@@ -71,6 +74,7 @@ class Fetcher:
             skip_auto_headers=("Accept-Encoding",),
             auto_decompress=False,
             trust_env=False,
+            trace_configs=[self._pacer.tracing],
         )
         return self
 
@@ -84,11 +88,11 @@ class Fetcher:
         """Never raises for what a URL, a server or a network does."""
         attempt = 0
         try:
-            async with asyncio.timeout(self._config.deadline_s):
+            async with asyncio.timeout(self._config.deadline_s) as deadline:
                 while True:
                     attempt += 1
                     try:
-                        return Fetched(await self._follow(url), attempts=attempt)
+                        return Fetched(await self._follow(url, deadline), attempts=attempt)
                     except FetchFailed as failure:
                         if not failure.may_pass or attempt >= self._config.attempts:
                             return Fetched(None, Status.FETCH_FAILED, failure.reason, attempt)
@@ -99,22 +103,27 @@ class Fetcher:
         except Refused as refusal:
             return Fetched(None, Status.REFUSED, refusal.reason, attempt)
 
-    async def _follow(self, url: str) -> bytes:
+    async def _follow(self, url: str, deadline: asyncio.Timeout) -> bytes:
         target = self._policy.check_url(url)
         for _ in range(MAX_REDIRECTS + 1):
-            answer = await self._get(target)
+            answer = await self._get(target, deadline)
             if isinstance(answer, bytes):
                 return answer
             target = self._policy.check_url(answer)
         raise FetchFailed("too_many_redirects", may_pass=False)
 
-    async def _get(self, url: URL) -> bytes | str:
+    async def _get(self, url: URL, deadline: asyncio.Timeout) -> bytes | str:
         """The body, or the URL that a redirect names."""
         assert url.raw_host is not None and url.port is not None, "check_url lets no other URL through"
+        opening = self._pacer.opening(url.raw_host, url.port)
         try:
             inside = await self._resolver.check(url.raw_host, url.port)
-            slot: AbstractAsyncContextManager[None] = nullcontext() if inside else self._hosts[url.raw_host, url.port]
-            async with slot, self._session.get(url, allow_redirects=False) as response:
+            slots = None if inside else self._hosts[url.raw_host, url.port]
+            async with (
+                _slot(slots, deadline),
+                self._session.get(url, allow_redirects=False, trace_request_ctx=opening) as response,
+            ):
+                opening.answered()
                 if response.status in _REDIRECTS:
                     return _location(url, response)
                 if response.status != 200:
@@ -134,6 +143,8 @@ class Fetcher:
             raise FetchFailed("connection_failed", may_pass=True) from None
         except (aiohttp.ClientError, ValueError):
             raise FetchFailed("bad_response", may_pass=False) from None
+        finally:
+            opening.answered()
 
     async def _body(self, response: aiohttp.ClientResponse) -> bytes:
         config = self._config
@@ -167,6 +178,20 @@ class Fetcher:
         if not stored:
             raise FetchFailed("empty_body", may_pass=False)
         return b"".join(chunks)
+
+
+@asynccontextmanager
+async def _slot(slots: asyncio.Semaphore | None, deadline: asyncio.Timeout) -> AsyncIterator[None]:
+    """Hold one of a host's slots. The wait for it is our own doing and does not count against the URL's deadline."""
+    if slots is None:
+        yield
+        return
+    clock = asyncio.get_running_loop()
+    left_s = (deadline.when() or clock.time()) - clock.time()
+    deadline.reschedule(None)
+    async with slots:
+        deadline.reschedule(clock.time() + left_s)
+        yield
 
 
 def _location(url: URL, response: aiohttp.ClientResponse) -> str:
