@@ -84,10 +84,7 @@ def learning_rate_at(step: int, config: TrainingConfig) -> float:
 
 def deepspeed_settings(config: TrainingConfig, world_size: int) -> dict[str, Any]:
     """Our section as DeepSpeed's JSON config."""
-    bf16 = config.deepspeed.precision == "bf16"
-    # Without ZeRO, bf16 gradients would be kept in bf16 too, by a wrapper that has no fp32 weights to give.
-    summing = {"data_types": {"grad_accum_dtype": "fp32"}} if bf16 and config.deepspeed.zero_stage == 0 else {}
-    return summing | {
+    return {
         "train_batch_size": config.batch_size,
         "train_micro_batch_size_per_gpu": config.batch_size // world_size // config.gradient_accumulation,
         "gradient_accumulation_steps": config.gradient_accumulation,
@@ -95,7 +92,9 @@ def deepspeed_settings(config: TrainingConfig, world_size: int) -> dict[str, Any
         "zero_optimization": {"stage": config.deepspeed.zero_stage},
         # A client's optimizer, not DeepSpeed's: a config-named AdamW compiles a C++ extension on the first use.
         "zero_allow_untested_optimizer": True,
-        "bf16": {"enabled": bf16},
+        # Without ZeRO it has no layout with bf16 weights and fp32 masters: there the weights stay fp32 and only
+        # the products are bf16, by autocast.
+        "bf16": {"enabled": config.deepspeed.precision == "bf16" and config.deepspeed.zero_stage > 0},
         "steps_per_print": 2**31,
     }
 

@@ -19,8 +19,8 @@ STATES = ("exp_avg", "exp_avg_sq", "ema")
 class AdamWEma(torch.optim.AdamW):
     """AdamW with `state[p]["ema"]`. `prepare` must have been called before the first step.
 
-    DeepSpeed clips before it calls an optimizer and tells the norm, except without ZeRO in fp32, where it keeps the
-    norm to itself; there `clip` makes the optimizer do both, where the engine looks for it.
+    DeepSpeed clips before it calls an optimizer and tells the norm, except without ZeRO, where it keeps the norm to
+    itself; there `clip` makes the optimizer do both, where the engine looks for it.
     """
 
     def __init__(
@@ -51,8 +51,7 @@ class AdamWEma(torch.optim.AdamW):
         for group in self.param_groups:
             for weights in group["params"]:
                 state = self.state[weights]
-                # Before `prepare`, DeepSpeed may step on zero gradients to have the moments made; lr is 0 then.
-                if weights.grad is None or "ema" not in state:
+                if weights.grad is None:
                     continue
                 state["ema"].lerp_(weights, 1.0 - ema_decay_at(int(state["step"]), self.ema_decay))
 
@@ -64,7 +63,7 @@ def ema_decay_at(updates: int, decay: float) -> float:
 
 def clips_itself(config: TrainingConfig) -> bool:
     """Whether DeepSpeed takes the optimizer as it is, without a wrapper of its own."""
-    return config.deepspeed.zero_stage == 0 and config.deepspeed.precision == "fp32"
+    return config.deepspeed.zero_stage == 0
 
 
 def build_optimizer(model: nn.Module, config: TrainingConfig) -> AdamWEma:

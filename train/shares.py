@@ -3,9 +3,9 @@
 DeepSpeed keeps fp32 weights and optimizer states in one of three layouts. A `Share` is a view of a run of consecutive
 elements of one named parameter in any of them, so that checkpoints need not know the stage:
 
-    ZeRO 0, fp32       the optimizer holds every parameter whole, on every rank
-    ZeRO 1, 2, bf16    parameters laid end to end and cut into W equal flat pieces; a piece may begin inside a parameter
-    ZeRO 3             every parameter cut into W equal pieces, the last one padded
+    ZeRO 0       the optimizer holds every parameter whole, on every rank
+    ZeRO 1, 2    parameters laid end to end and cut into W equal flat pieces; a piece may begin inside a parameter
+    ZeRO 3       every parameter cut into W equal pieces, the last one padded
 """
 
 from collections.abc import Iterator
