@@ -138,7 +138,7 @@ class Checkpoints:
 
     def newest(self) -> tuple[Checkpoint | None, list[str]]:
         """The newest whole checkpoint, and why newer ones were passed over."""
-        passed_over = []
+        passed_over: list[str] = []
         for step in reversed(self.steps()):
             folder = self._at(step)
             reason = _fault(folder)

@@ -14,7 +14,7 @@ Shapes: B rows of this process, S pixels a side, T tokens, D embedding dimension
 import hashlib
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -179,7 +179,8 @@ class TrainRows:
     def _tokenize(self, row: int) -> NDArray[np.int64]:
         assert self._tokenizer is not None, "checked when the cache was made"
         tokens_BT, _ = self._tokenizer(self.table.captions([row]))
-        return tokens_BT[0]
+        tokens_T: NDArray[np.int64] = tokens_BT[0]
+        return tokens_T
 
 
 def to_model_input(pixels: NDArray[Any], preprocessing: PreprocessingConfig | None) -> Tensor:
@@ -192,7 +193,7 @@ def to_model_input(pixels: NDArray[Any], preprocessing: PreprocessingConfig | No
 
 def prefetch(
     rows: TrainRows, lanes: Lanes, slots: NDArray[np.int64], steps: range, *, ahead: int = 2
-) -> Iterator[tuple[int, NDArray[np.int64], dict[str, Tensor]]]:
+) -> Generator[tuple[int, NDArray[np.int64], dict[str, Tensor]], None, None]:
     """(step, rows, batch) of each of `steps` for `slots`, made up to `ahead` steps early on a thread."""
     ready: queue.Queue[Any] = queue.Queue(maxsize=ahead)
     stopped = threading.Event()

@@ -66,7 +66,7 @@ class _Stream:
     def __init__(self, seed: int, name: str) -> None:
         key = np.frombuffer(hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=16).digest(), dtype=np.uint64)
         self._philox = np.random.Philox(key=key)
-        self._state: dict[str, Any] = dict(self._philox.state)
+        self._state: Any = self._philox.state
         self._generator = np.random.Generator(self._philox)
 
     def seek(self, step: int, slot: int) -> np.random.Generator:

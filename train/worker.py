@@ -51,7 +51,7 @@ def member(payload: dict[str, Any], report: Report) -> dict[str, Any]:
         return {"rows": 0, "steps": 0, "seconds": 0.0}
     name, seed = payload["family"], payload["seed"]
     family = family_of(name)
-    model_config = family.CONFIG.model_validate(payload["model"])
+    model_config: Any = family.CONFIG.model_validate(payload["model"])
     training = TrainingConfig.model_validate(payload["training"])
     needs = family.needs(model_config)
     validation_fraction = float(payload.get("validation_fraction", 0.0))

@@ -73,5 +73,6 @@ def clamp_keeping_way_back(scale: Tensor) -> Tensor:
     clamped = scale + (scale.clamp(max=MAX_LOGIT_SCALE) - scale).detach()
     if clamped.requires_grad:
         above = scale.detach() > MAX_LOGIT_SCALE
-        clamped.register_hook(lambda gradient: torch.where(above & (gradient < 0), 0.0, gradient))
+        hooked: Any = clamped  # its register_hook has no types
+        hooked.register_hook(lambda gradient: torch.where(above & (gradient < 0), 0.0, gradient))
     return clamped
