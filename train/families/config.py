@@ -62,6 +62,7 @@ class UNetConfig(Section):
     attention_at: tuple[Count, ...] = Field(default=(), description="resolutions, in the net's own pixels")
     head_channels: Count = 64
     dropout: Share = 0.0
+    positions: bool = Field(default=False, description="a learned embedding of every pixel's place, for small nets")
     patch: Count = Field(default=1, description="pixels unshuffled into channels before the net: a CPU's speed-up")
 
 
@@ -100,6 +101,8 @@ class UpsamplerModelConfig(Section):
                 f"a crop of {self.crop_size} pixels ({self.crop_fraction} of {self.high_size}) must be a multiple of "
                 f"{multiple}: change crop_fraction, patch or the number of channel_multipliers"
             )
+        if self.unet.positions or self.unet.attention_at:
+            raise ValueError("unet.positions, unet.attention_at: an upsampler samples at another size than it trains")
         if self.diffusion.learned_variance:
             raise ValueError("diffusion.learned_variance: upsamplers sample with DDIM, which has no variance to learn")
         return self

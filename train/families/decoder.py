@@ -53,6 +53,7 @@ class Decoder(nn.Module):
             context_width=text.width,
             dropout=unet.dropout,
             patch=unet.patch,
+            positions=unet.positions,
         )
         self.text: HiddenStateText | TokenText = (
             HiddenStateText(context=context, hidden_width=facts.text_width, width=text.width)

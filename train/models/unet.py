@@ -5,6 +5,8 @@
 
 Res-blocks take the conditioning vector as a scale and shift after the second norm, and resample inside the block.
 The last layer of every branch starts at zero: an untrained block is the identity, an untrained net answers zero.
+`positions` adds a learned embedding to every pixel of the first feature map: a net of few layers otherwise knows where
+it is only by the zeros that pad its convolutions. It ties the net to one size. The paper's nets do without.
 `patch` 2 runs the whole net at half the resolution: on a CPU it halves a training step for small pictures.
 
 Shapes: B batch, C channels, H W pixels, N = H·W, T context tokens, E width of the conditioning vector, X context width.
@@ -127,6 +129,7 @@ class UNet(nn.Module):
         context_width: int | None = None,
         dropout: float = 0.0,
         patch: int = 1,
+        positions: bool = False,
     ) -> None:
         super().__init__()
         factor = patch * 2 ** (len(channel_multipliers) - 1)
@@ -151,6 +154,7 @@ class UNet(nn.Module):
 
         size, c = image_size // patch, channels * channel_multipliers[0]
         self.conv_in = nn.Conv2d(in_channels * patch**2, c, 3, padding=1)
+        self.positions = nn.Parameter(torch.zeros(c, size, size)) if positions else None
         self.down, skips = nn.ModuleList(), [c]
         for depth, multiplier in enumerate(channel_multipliers):
             for _ in range(res_blocks):
@@ -188,6 +192,8 @@ class UNet(nn.Module):
         if condition_BE is not None:
             embedding = embedding + condition_BE
         h = self.conv_in(F.pixel_unshuffle(x_BCHW, self.patch).contiguous(memory_format=torch.channels_last))
+        if self.positions is not None:
+            h = h + self.positions
         skips = [h]
         for level in self.down:
             h = level(h, embedding, context_BTX)
