@@ -41,9 +41,6 @@ class EmbeddingBatch:
         """(N, D) float16; a view where Arrow holds the column in one piece, which every batch does."""
         return view_vectors(self.table.column(column))
 
-    def values(self, column: str) -> list[object]:
-        return list(self.table.column(column).to_pylist())
-
 
 class EmbeddingCache:
     """A published embeddings artifact, open for reading."""

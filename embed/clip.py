@@ -53,11 +53,6 @@ class ClipEncoder:
         if precision != "fp32":
             convert_weights_to_lp(self._model, dtype=self._dtype)
 
-    @property
-    def logit_scale(self) -> float:
-        """The learned inverse temperature, exponentiated."""
-        return float(self._model.logit_scale.exp())
-
     def tokenize(self, captions: Sequence[str]) -> tuple[Tensor, NDArray[np.bool_]]:
         """Tokens (B, T) int64 and, per caption, whether it was cut to the context."""
         tokens_BT, cut_B = self.tokenizer(captions)
