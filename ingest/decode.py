@@ -106,7 +106,7 @@ def _check_size(size: tuple[int, int], config: ImagesConfig) -> None:
 def _loaded(image: Image.Image, config: ImagesConfig) -> Image.Image:
     """All pixels, upright, RGB."""
     try:
-        if image.format == "JPEG" and config.resize != "pad":
+        if image.format in ("JPEG", "MPO") and config.resize != "pad":
             # libjpeg scales by 1/2, 1/4, 1/8 inside the DCT, and never below the size asked for here.
             image.draft(None, (config.size, config.size))
         image.load()

@@ -137,9 +137,7 @@ class Fetcher:
             raise FetchFailed("connection_cut", may_pass=True) from None
         except (aiohttp.ClientSSLError, ssl.SSLError):
             raise FetchFailed("tls", may_pass=False) from None
-        except (aiohttp.ClientConnectionError, OSError) as error:
-            if isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ClientError):
-                raise
+        except (aiohttp.ClientConnectionError, OSError):
             raise FetchFailed("connection_failed", may_pass=True) from None
         except (aiohttp.ClientError, ValueError):
             raise FetchFailed("bad_response", may_pass=False) from None
@@ -163,7 +161,10 @@ class Fetcher:
                 async with asyncio.timeout_at(started + patience_s if config.min_bytes_per_s > 0 else None):
                     chunk = await response.content.readany()
             except TimeoutError:
-                raise FetchFailed("too_slow", may_pass=False) from None
+                # A stall of ours is not the server's: what had come by now is in the buffer.
+                chunk = response.content.read_nowait()
+                if not chunk and not response.content.at_eof():
+                    raise FetchFailed("too_slow", may_pass=False) from None
             if not chunk:
                 break
             received += len(chunk)
@@ -183,7 +184,8 @@ class Fetcher:
 @asynccontextmanager
 async def _slot(slots: asyncio.Semaphore | None, deadline: asyncio.Timeout) -> AsyncIterator[None]:
     """Hold one of a host's slots. The wait for it is our own doing and does not count against the URL's deadline."""
-    if slots is None:
+    # A deadline that has just passed cannot be moved any more; the request is cancelled at its next step.
+    if slots is None or deadline.expired():
         yield
         return
     clock = asyncio.get_running_loop()

@@ -8,7 +8,9 @@ can fail the shard; every row ends in exactly one state.
 
 import asyncio
 import json
+import logging
 import time
+import warnings
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -26,6 +28,8 @@ from ingest.fetch import Fetched, Fetcher
 from ingest.ledger import Outcome, Status, count_outcomes, ledger_table, row_key
 from ingest.tar import DeterministicTar
 
+log = logging.getLogger(__name__)
+
 Fetch = Callable[[str], Awaitable[Fetched]]
 
 
@@ -41,6 +45,8 @@ class ImagesWorker:
         self._config = ImagesConfig.model_validate(settings)
 
     def setup(self) -> None:
+        # Pillow warns about metadata that it cannot read; what a picture's row says is in the ledger.
+        warnings.filterwarnings("ignore", module=r"PIL\.")
         self._threads = ThreadPoolExecutor(self._config.decode_threads, thread_name_prefix="decode")
 
     def process(self, task: dict[str, Any]) -> dict[str, Any]:
@@ -103,7 +109,12 @@ class _Shard:
 
     async def _consume(self, rows: Iterator[int], fetch: Fetch) -> None:
         for row in rows:
-            self._waiting[row] = await self._ended(self._rows[row], fetch)
+            try:
+                self._waiting[row] = await self._ended(self._rows[row], fetch)
+            except Exception:
+                # A defect of ours must not cost the other rows of the shard; it is counted under a reason of its own.
+                log.exception("row %s of the shard failed unexpectedly", self.keys[row])
+                self._waiting[row] = Decoded(None, Outcome(Status.FETCH_FAILED, "internal_error"))
             self._write_ready()
 
     async def _ended(self, row: dict[str, Any], fetch: Fetch) -> Decoded:

@@ -50,15 +50,15 @@ class SourceFile:
 class TableSource:
     """A table of one or more files with a URL and a caption column."""
 
-    def __init__(self, pairs: str, url_column: str, caption_column: str) -> None:
-        self._fs, self.files = _resolve(pairs)
+    def __init__(self, pairs: str, url_column: str, caption_column: str, *, key: str = "source.pairs") -> None:
+        self._fs, self.files = _resolve(pairs, key)
         self._tables: list[tuple[SourceFile, Table]] = []
         for file in self.files:
             table = table_of(self._fs, file.path, url_column, caption_column)
             table.check()
             self._tables.append((file, table))
         if not any(table.has_rows() for _, table in self._tables):
-            raise UserError(f"source.pairs {pairs!r} has no rows. Name a table that has some.")
+            raise UserError(f"{key} {pairs!r} has no rows. Name a table that has some.")
 
     def batches(self) -> Iterator[SourceBatch]:
         for file, table in self._tables:
@@ -121,7 +121,8 @@ def open_evaluation_set(config: EvaluationSetConfig, source: SourceConfig, *, sc
             raise UserError(f"evaluation set {config.name!r} asks for scenes, and source.scenes is not set.")
         return TableSource(scene_table, "url", "caption")
     assert config.pairs is not None
-    return TableSource(config.pairs, source.url_column, source.caption_column)
+    key = f"evaluation_sets {config.name}.pairs"
+    return TableSource(config.pairs, source.url_column, source.caption_column, key=key)
 
 
 def source_identity(source: Source, remembered: FileFacts | None = None) -> dict[str, Any]:
@@ -137,21 +138,21 @@ def _filesystem(uri: str, key: str) -> tuple[Any, str]:
     return filesystem, path
 
 
-def _resolve(pairs: str) -> tuple[Any, list[SourceFile]]:
-    filesystem, path = _filesystem(pairs, "source.pairs")
+def _resolve(pairs: str, key: str) -> tuple[Any, list[SourceFile]]:
+    filesystem, path = _filesystem(pairs, key)
     try:
         paths = sorted(filesystem.glob(path)) if any(letter in path for letter in "*?[") else [path]
         facts = {path: filesystem.info(path) for path in paths}
     except FileNotFoundError:
-        raise UserError(f"source.pairs {pairs!r} does not exist. Name a file, a glob or an fsspec URI.") from None
+        raise UserError(f"{key} {pairs!r} does not exist. Name a file, a glob or an fsspec URI.") from None
     except OSError as error:
-        raise UserError(f"source.pairs {pairs!r} cannot be read: {error.strerror or error}") from error
+        raise UserError(f"{key} {pairs!r} cannot be read: {error.strerror or error}") from error
     files = [path for path in paths if facts[path]["type"] == "file"]
     if not files:
         what = (
             "is a folder; name its files, as in folder/*.parquet" if paths and path == paths[0] else "matches no file"
         )
-        raise UserError(f"source.pairs {pairs!r} {what}.")
+        raise UserError(f"{key} {pairs!r} {what}.")
     shared = os.path.commonpath([str(PurePosixPath(file).parent) for file in files])
     return filesystem, [_source_file(file, _relative(file, shared), facts[file]) for file in files]
 

@@ -1,9 +1,13 @@
 import io
 import struct
+import warnings
 import zlib
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import settings as settings_of_hypothesis
+from hypothesis import strategies as st
 from PIL import Image
 
 from ingest.config import FiltersConfig, ImagesConfig
@@ -189,3 +193,16 @@ def test_equal_bytes_in_equal_bytes_out():
     for form in ("png", "jpg", "webp"):
         bodies = {decode(packed(noise(70, 50)), settings(format=form)).data for _ in range(3)}
         assert len(bodies) == 1
+
+
+@given(st.sampled_from(["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"]), st.data())
+@settings_of_hypothesis(max_examples=150)
+def test_mutated_pictures_end_in_a_state_and_never_raise(kind: str, data: st.DataObject):
+    body = bytearray(packed(noise(24, 24), kind))
+    for _ in range(data.draw(st.integers(1, 6))):
+        body[data.draw(st.integers(0, len(body) - 1))] = data.draw(st.integers(0, 255))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        decoded = decode(bytes(body), settings(max_pixels=1_000_000))
+    assert (decoded.data is not None) == (decoded.outcome.status == Status.OK)
+    assert decoded.data is None or pixels(decoded).shape == (32, 32, 3)

@@ -99,6 +99,12 @@ def test_no_file_is_named(tmp_path: Path, missing: str):
         open_source(f"{tmp_path}/{missing}")
 
 
+def test_an_evaluation_set_that_is_missing_is_called_by_its_name(tmp_path: Path):
+    config = EvaluationSetConfig(name="probe", pairs=f"{tmp_path}/none.parquet")
+    with pytest.raises(UserError, match=r"evaluation_sets probe\.pairs .* does not exist"):
+        open_evaluation_set(config, SourceConfig())
+
+
 def test_an_unknown_protocol_is_named():
     with pytest.raises(UserError, match="nosuch"):
         open_source("nosuch://x/t.parquet")
