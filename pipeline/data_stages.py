@@ -32,8 +32,12 @@ def build_pairs(sources: RunSources, build: Build) -> int:
     return totals["shards"]
 
 
-def images_settings(config: RunConfig) -> Plain:
-    return config.images.content_settings()
+def images_settings(sources: RunSources, pairs_name: str, config: RunConfig) -> Plain:
+    """A folder's pairs name files, not bytes: what the files are must be said here."""
+    settings = config.images.content_settings()
+    if sources.picture_folder(pairs_name) is not None:
+        settings["folder"] = sources.identity(pairs_name)
+    return settings
 
 
 def build_images(sources: RunSources, build: Build) -> int:

@@ -4,7 +4,6 @@ from typing import Any
 
 from cluster.canonical import digest
 from pipeline.config import RunConfig
-from pipeline.report import build_report as build_report
 from pipeline.stage import Build
 
 Plain = dict[str, Any]
@@ -14,9 +13,9 @@ def clip_settings(config: RunConfig) -> Plain:
     """A CLIP trained here depends on the split too: it learns from rows outside the validation part."""
     clip = config.clip
     if clip.training is None:
-        return {"encoder": clip.encoder.model_dump(mode="json")}
+        return {"encoder": clip.encoder.content_settings()}
     return {
-        "encoder": clip.encoder.model_dump(mode="json"),
+        "encoder": clip.encoder.content_settings(),
         "training": clip.training.content_settings(),
         "validation_fraction": config.view.validation_fraction,
         "seed": config.seed,
@@ -61,6 +60,12 @@ def build_samples(build: Build) -> int:
     }
     build.session.run_gang("train.sample.stage:member", payload, on_report=build.progress.report)
     return 1
+
+
+def build_report(build: Build) -> int:
+    from pipeline.report import publish_report  # matplotlib: a second to import, and only the last stage draws
+
+    return publish_report(build)
 
 
 def _train(build: Build, family: str, model: Plain, training: Plain, extra: Plain) -> int:

@@ -38,7 +38,7 @@ ATTRIBUTE_NAMES = {"background": "background colour", "shape_colour": "shape col
 THUMBNAIL_PIXELS = 128
 
 
-def build_report(build: Build) -> int:
+def publish_report(build: Build) -> int:
     """The `report` stage."""
     page = render(build.folder, build.config)
     with build.workshop.attempt(0) as attempt:

@@ -25,6 +25,7 @@ class RunSources:
         self._folder = folder
         self._sets = {f"evaluation/{item.name}/pairs": item for item in config.evaluation_sets}
         self._opened: dict[str, Source] = {}
+        self._scene_tables: dict[str, str] = {}
 
     def check(self) -> None:
         """Open everything that is a file. Raises `UserError` for what cannot be a source."""
@@ -69,7 +70,8 @@ class RunSources:
 
     def picture_folder(self, pairs_name: str) -> str | None:
         """The folder that an evaluation set's pictures lie in, where it is one of pictures and not of URLs."""
-        source = self.open(pairs_name) if pairs_name in self._sets else None
+        item = self._sets.get(pairs_name)
+        source = self.open(pairs_name) if item is not None and item.folder is not None else None
         return source.root if isinstance(source, FolderSource) else None
 
     def serving(self) -> AbstractContextManager[Any]:
@@ -80,4 +82,6 @@ class RunSources:
     def _scene_table(self, name: str) -> str:
         scenes = self._config.source.scenes
         assert scenes is not None, "check() comes first"
-        return write_scene_tables(f"{self._folder.uri}/source", scenes)[name]
+        if not self._scene_tables:
+            self._scene_tables = write_scene_tables(f"{self._folder.uri}/source", scenes)
+        return self._scene_tables[name]

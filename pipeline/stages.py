@@ -26,7 +26,13 @@ def stages_of(config: RunConfig, sources: RunSources) -> list[Stage]:
         )
 
     def images(name: str, pairs_name: str) -> Stage:
-        return Stage(name, 1, (pairs_name,), data_stages.images_settings, partial(data_stages.build_images, sources))
+        return Stage(
+            name,
+            1,
+            (pairs_name,),
+            partial(data_stages.images_settings, sources, pairs_name),
+            partial(data_stages.build_images, sources),
+        )
 
     def embeddings(name: str, images_name: str) -> Stage:
         return Stage(

@@ -44,6 +44,8 @@ def status_of(folder: Folder) -> Plain:
 
 def print_status(found: Plain) -> None:
     console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 160  # a file or a pipe has no edge
     driver = found["driver"]
     who = f"process {driver['pid']} on {driver['host']} is at work" if driver else "no driver is at work"
     console.print(f"{found['run']}: {who}", soft_wrap=True)

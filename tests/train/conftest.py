@@ -3,6 +3,8 @@
 import hashlib
 import io
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,12 @@ TINY_ENCODER: dict[str, Any] = {
 def images(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     """90 stored scenes of 32 pixels in three shards, and ten rows that were never fetched."""
     return build_images(tmp_path_factory.mktemp("run") / "images", count=100, size=32, shard_rows=40)
+
+
+@pytest.fixture(scope="session")
+def build(images: Artifact) -> Callable[..., dict[str, Any]]:
+    """`build(folder, **training)` is a job that trains a tiny CLIP on `images`."""
+    return partial(tiny_clip_job, images)
 
 
 def tiny_clip_job(images: Artifact, folder: Path, **training: Any) -> dict[str, Any]:

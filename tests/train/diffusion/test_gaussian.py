@@ -26,7 +26,9 @@ def test_posterior_is_bayes_rule_on_the_chain(schedule):
     beta, previous = (table[step].view(-1, 1, 1, 1) for table in (schedule.betas, schedule.alphas_cumprod_prev))
     likelihood_precision, prior_precision = (1 - beta) / beta, 1 / (1 - previous)
     precision = likelihood_precision + prior_precision
-    expected = (likelihood_precision * x_t / (1 - beta).sqrt() + prior_precision * previous.sqrt() * x_start) / precision
+    expected = (
+        likelihood_precision * x_t / (1 - beta).sqrt() + prior_precision * previous.sqrt() * x_start
+    ) / precision
     torch.testing.assert_close(mean, expected, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(log_variance.exp(), 1 / precision, rtol=1e-9, atol=0)
 

@@ -55,9 +55,7 @@ def test_bound_is_the_kl_of_the_two_posteriors():
     x_t = q_sample(SCHEDULE, x_start, step, noise)
     (true_mean, log_variance), (mean, _) = (q_posterior(SCHEDULE, x, x_t, step) for x in (x_start, guess))
     expected = ((true_mean - mean).square() / log_variance.exp() / 2).flatten(1).mean(1) / math.log(2)
-    bits = variational_bound(
-        Parameterization.X_START, SCHEDULE, guess, -torch.ones_like(guess), x_start, step, noise
-    )
+    bits = variational_bound(Parameterization.X_START, SCHEDULE, guess, -torch.ones_like(guess), x_start, step, noise)
     torch.testing.assert_close(bits, expected, rtol=1e-4, atol=1e-6)
 
 

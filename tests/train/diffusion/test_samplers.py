@@ -83,9 +83,7 @@ def test_ddim_agrees_with_diffusers(kind, eta):
     x, generator = x_T, torch.Generator().manual_seed(2)
     for timestep in theirs.timesteps:
         answer = denoise(x, timestep.expand(2))
-        x = theirs.step(
-            answer, timestep, x, eta=eta, generator=generator, use_clipped_model_output=True
-        ).prev_sample
+        x = theirs.step(answer, timestep, x, eta=eta, generator=generator, use_clipped_model_output=True).prev_sample
     schedule = subset(make_schedule("cosine", 1000), sorted(theirs.timesteps.tolist()))
     generator = torch.Generator().manual_seed(2)
     ours = ddim_sample(

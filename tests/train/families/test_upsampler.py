@@ -32,6 +32,12 @@ def test_crops_are_windows_of_their_pictures():
         assert torch.equal(crop, picture[:, top : top + 8, left : left + 8])
 
 
+def test_an_untrained_net_that_predicts_x_start_is_bilinear_enlargement():
+    low = torch.rand(2, 3, 8, 8)
+    answer = family.build(CONFIG, Facts())(torch.randn(2, 3, 32, 32), torch.tensor([0, 999]), low)
+    torch.testing.assert_close(answer, torch.nn.functional.interpolate(low, scale_factor=4, mode="bilinear"))
+
+
 def test_training_sees_crops_and_sampling_any_size():
     torch.manual_seed(0)
     upsampler = family.build(CONFIG, Facts())
