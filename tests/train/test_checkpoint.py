@@ -107,7 +107,7 @@ def test_where_none_is_whole_training_begins_anew(checkpoints: Checkpoints) -> N
 
 def test_a_parameter_that_is_not_there_or_larger_is_another_model(checkpoints: Checkpoints) -> None:
     write(checkpoints, 4, 2)
-    with pytest.raises(UserError, match="7 of the 8 elements wanted of ema of 'blocks.0.bias'"):
+    with pytest.raises(UserError, match=r"7 of the 8 elements wanted of ema of 'blocks\.0\.bias'"):
         newest(checkpoints).read("ema", "blocks.0.bias", 0, 8)
     with pytest.raises(UserError, match="another model"):
         newest(checkpoints).read("ema", "tail", 0, 1)
