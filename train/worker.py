@@ -15,7 +15,6 @@ import json
 import os
 import platform
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -125,8 +124,7 @@ def join_gang() -> torch.device:
         else:
             if os.environ["WORLD_SIZE"] != "1":
                 raise UserError("WORLD_SIZE is above 1 and MASTER_PORT is not set; start with torchrun, or set it")
-            store = tempfile.NamedTemporaryFile(prefix="unclip-store-", delete=False)  # noqa: SIM115
-            dist.init_process_group(backend, init_method=f"file://{store.name}", rank=0, world_size=1)
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     deepspeed.init_distributed(dist_backend="nccl" if on_gpu else "gloo", auto_mpi_discovery=False, verbose=False)
     return device
 
