@@ -5,6 +5,8 @@ the large side, and sampled at full size: without attention a net does not know 
 training the small picture is corrupted (first stage: Gaussian blur, kernel 3, sigma 0.6; after SR3), so that what
 the model before it gets slightly wrong does not throw it off; in sampling it is taken as it comes.
 
+A net that predicts x_start adds its answer to the enlarged picture: an untrained one is bilinear enlargement.
+
 Shapes: B batch, C channels, h w small pixels, H W large pixels.
 """
 
@@ -51,7 +53,8 @@ class Upsampler(nn.Module):
     def forward(self, x_BCHW: Tensor, timestep_B: Tensor, low_BChw: Tensor) -> Tensor:
         enlarged = F.interpolate(low_BChw, size=x_BCHW.shape[2:], mode="bilinear", align_corners=False)
         answer: Tensor = self.unet(torch.cat([x_BCHW, enlarged], dim=1), timestep_B)
-        return answer
+        # Group normalisation takes a flat region's colour away, so x_start is told as a change of the enlarged picture.
+        return enlarged + answer if self.config.diffusion.prediction == "x_start" else answer
 
 
 def needs(config: UpsamplerModelConfig) -> Needs:
