@@ -45,11 +45,27 @@ def discretized_gaussian_log_likelihood(x: Tensor, mean: Tensor, log_variance: T
 
 
 def simple_loss(
-    kind: Parameterization, schedule: Schedule, output: Tensor, x_start: Tensor, step_B: Tensor, noise: Tensor
+    kind: Parameterization,
+    schedule: Schedule,
+    output: Tensor,
+    x_start: Tensor,
+    step_B: Tensor,
+    noise: Tensor,
+    *,
+    max_snr_weight: float = 1.0,
 ) -> Tensor:
-    """L_simple: mean squared error in the network's own parameterisation. Scalar, float32."""
+    """L_simple: mean squared error in the network's own parameterisation. Scalar, float32.
+
+    With x_start as the target, errors at low noise are small and their details are learned last. `max_snr_weight`
+    above 1 weighs each row by its signal-to-noise ratio between 1 and that: the truncated SNR of Salimans & Ho (2022,
+    §4) with the cap of Hang et al. (2023).
+    """
     expected = target(kind, schedule, x_start, step_B, noise)
-    return (output.float() - expected.float()).square().mean()
+    error_B = (output.float() - expected.float()).square().flatten(1).mean(dim=1)
+    if max_snr_weight > 1:
+        snr = schedule.alphas_cumprod / (1 - schedule.alphas_cumprod)
+        error_B = error_B * at(snr.clamp(1, max_snr_weight), step_B, error_B)
+    return error_B.mean()
 
 
 def hybrid_loss(

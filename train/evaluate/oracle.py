@@ -20,6 +20,7 @@ from ingest.scenes import BACKGROUND_COLOURS, SHAPE_COLOURS, Scene
 ATTRIBUTES = ("background", "shape_colour", "position")
 # Lone large objects stand at 0.33, 0.5 and 0.67 of the side, give or take 0.03: the thirds meet half-way.
 THIRD_EDGES = (0.415, 0.585)
+READ_SIZE = 64
 MIXTURE_FLOOR = 0.25  # less shape than this in a pixel is a gradient of the background, or noise
 
 
@@ -41,7 +42,7 @@ class Reading:
 
 def read_picture(picture_HWC: NDArray[np.uint8]) -> Reading:
     """The attributes of a picture of any size from 16×16 up."""
-    pixels_HWC = picture_HWC.astype(np.float64)
+    pixels_HWC = _reduced(picture_HWC)
     height, width = pixels_HWC.shape[:2]
     background_C = _border_colour(pixels_HWC)
     background = _nearest(background_C, BACKGROUND_COLOURS)
@@ -60,6 +61,15 @@ def read_picture(picture_HWC: NDArray[np.uint8]) -> Reading:
     dominant = int(weight_K.argmax())
     shape_HW = np.where(best_P == dominant, weight_P, 0.0).reshape(height, width)
     return Reading(background, names[dominant], (_third(shape_HW.sum(axis=0)), _third(shape_HW.sum(axis=1))))
+
+
+def _reduced(picture_HWC: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Block means of large pictures: 64 pixels a side tell as much as 256, in a sixteenth of the time."""
+    block = max(1, picture_HWC.shape[0] // READ_SIZE)
+    height, width = (side // block for side in picture_HWC.shape[:2])
+    blocks = picture_HWC[: height * block, : width * block].reshape(height, block, width, block, 3)
+    means: NDArray[np.float64] = blocks.mean(axis=(1, 3))
+    return means
 
 
 def _border_colour(pixels_HWC: NDArray[np.float64]) -> NDArray[np.float64]:

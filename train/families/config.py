@@ -20,7 +20,17 @@ class DiffusionConfig(Section):
     timesteps: Count = 1_000
     noise_schedule: NoiseScheduleName = "cosine"
     prediction: Prediction = "eps"
+    max_snr_weight: Annotated[float, Field(ge=1.0)] = Field(
+        default=1.0, description="cap of the signal-to-noise ratio that a row's loss is weighed by; x_start only"
+    )
     learned_variance: bool = Field(default=False, description="iDDPM's L_hybrid: twice the output channels")
+
+
+    @model_validator(mode="after")
+    def _weights_belong_to_x_start(self) -> "DiffusionConfig":
+        if self.max_snr_weight > 1 and (self.prediction != "x_start" or self.learned_variance):
+            raise ValueError("max_snr_weight above 1 is for prediction x_start without a learned variance")
+        return self
 
 
 class TextConfig(Section):

@@ -139,7 +139,8 @@ def loss(model: Any, batch: Mapping[str, Tensor], draws: Draws) -> tuple[Tensor,
     kind = Parameterization(config.diffusion.prediction)
     if config.diffusion.learned_variance:
         return hybrid_loss(kind, schedule, output, x_start, step_B, noise)
-    return simple_loss(kind, schedule, output, x_start, step_B, noise), {}
+    weight = config.diffusion.max_snr_weight
+    return simple_loss(kind, schedule, output, x_start, step_B, noise, max_snr_weight=weight), {}
 
 
 @torch.no_grad()

@@ -78,7 +78,8 @@ def loss(model: Any, batch: Mapping[str, Tensor], draws: Draws) -> tuple[Tensor,
     noise = draws.normal("noise", tuple(x_start.shape[1:]))
     output = model(q_sample(schedule, x_start, step_B, noise), step_B, low)
     kind = Parameterization(config.diffusion.prediction)
-    return simple_loss(kind, schedule, output, x_start, step_B, noise), {}
+    weight = config.diffusion.max_snr_weight
+    return simple_loss(kind, schedule, output, x_start, step_B, noise, max_snr_weight=weight), {}
 
 
 def random_crop(image_BCHW: Tensor, size: int, draws: Draws) -> Tensor:
