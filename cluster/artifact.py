@@ -21,7 +21,8 @@ A later *revision* of an artifact (its inputs changed, or a rebuild was asked fo
 disturbed. Files have a logical name (`00000000.tar`) that never changes: use `Artifact.file`.
 
 Two hashes. *Identity* is what was asked for: settings that shape content, inputs by content digest, code version.
-*Content digest* is over the shards' hashes in order, so that a rebuild with equal bytes leaves everything downstream current.
+*Content digest* is over the shards' hashes in order, so that a rebuild with
+equal bytes leaves everything downstream current.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""Is a published artifact what its manifest says? Bytes against hashes, receipts against the table, totals against rows."""
+"""Is a published artifact what its manifest says? Bytes against hashes, receipts against the table, totals."""
 
 from collections.abc import Iterator
 

@@ -49,12 +49,11 @@ def states(stages: Iterable[Stage], config: RunConfig, folder: Folder, rebuild: 
     digests: dict[str, str] = {}
     for stage in stages:
         target = folder / stage.name
-        _refuse_other_settings(stage, config, target, rebuild)
         manifest = read_manifest(target)
         inputs_known = all(found[name] == "current" for name in stage.inputs)
         if stage.name == rebuild:
             found[stage.name] = "rebuild"
-        elif manifest is None:
+        elif not _settings_match(stage, config, target) or manifest is None:
             found[stage.name] = "missing"
         elif inputs_known and manifest.inputs == {name: digests[name] for name in stage.inputs}:
             found[stage.name] = "current"
@@ -137,22 +136,26 @@ def _current(stage: Stage, config: RunConfig, folder: Folder) -> Artifact | None
     return Artifact(folder / stage.name, manifest) if manifest.identity == asked else None
 
 
-def _refuse_other_settings(stage: Stage, config: RunConfig, target: Folder, rebuild: str | None) -> None:
-    requests = read_requests(target)
-    manifest = read_manifest(target)
-    newest = max(requests, default=0)
-    if newest and (manifest is None or newest > manifest.revision):
-        identity, verb = requests[newest]["identity"], "begun"
-    elif manifest is not None:
-        identity, verb = manifest.identity, "built"
-    else:
-        return
-    differing = stage.request(config, {}).differing_fields(identity, with_inputs=False)
-    if differing and stage.name != rebuild:
+def _settings_match(stage: Stage, config: RunConfig, target: Folder) -> bool:
+    """Was what is published built with the settings that are asked for?
+
+    Where it was not, an unfinished revision with these settings (a rebuild that was killed) may go on. Anything else
+    that stands there is refused: another recipe's artifact is neither mixed with nor replaced unasked.
+    """
+    manifest, requests = read_manifest(target), read_requests(target)
+    unfinished = max(requests, default=0)
+    candidates = [manifest.identity] if manifest is not None else []
+    if unfinished > (manifest.revision if manifest is not None else 0):
+        candidates.append(requests[unfinished]["identity"])
+    asked = stage.request(config, {})
+    differing = [asked.differing_fields(identity, with_inputs=False) for identity in candidates]
+    if differing and all(differing):
+        verb = "built" if manifest is not None else "begun"
         raise UserError(
-            f"{target.uri} was {verb} with other settings: {'; '.join(differing[:6])}. "
+            f"{target.uri} was {verb} with other settings: {'; '.join(differing[0][:6])}. "
             f"Build elsewhere with another --out, or replace it, and what follows from it, with --rebuild {stage.name}."
         )
+    return manifest is not None and not differing[0]
 
 
 def _append_timing(folder: Folder, name: str, plain: dict[str, Any]) -> None:

@@ -109,6 +109,8 @@ def _stage(target: Folder, name: str, moving: Plain | None, took: Plain | None) 
         faults = list(find_faults(Artifact(target, manifest), read_bytes=False))
         if took:
             plain |= {"seconds": took["seconds"], "rate": took["rate"], "unit": took["unit"], "note": took["note"]}
+        if newest > manifest.revision:
+            plain["note"] = f"revision {newest} is unfinished"
     if manifest is None and newest:
         plain |= {"state": "unfinished", "shards": len(Workshop(target.uri, newest).committed())}
     if moving and moving["state"] == "running":

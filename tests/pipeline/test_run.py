@@ -164,3 +164,15 @@ def test_a_rebuild_with_equal_bytes_leaves_everything_downstream_current(copy: P
     assert done.returncode == 0 and "1 stages built" in done.stderr, done.stderr
     assert Artifact.open(str(copy / "view")).manifest.revision == 2
     assert unclip("verify", str(copy)).returncode == 0
+
+
+def test_a_rebuild_that_was_killed_goes_on_and_one_that_was_given_up_changes_nothing(copy: Path, unclip: Any) -> None:
+    changed = ["run", "tiny", "--out", str(copy), "--set", "dedup.threshold=0.5", "--until", "dedup"]
+    request = json.loads((copy / "dedup" / "request.json").read_bytes())
+    request["identity"]["settings"]["threshold"] = 0.5
+    (copy / "dedup" / "request-r2.json").write_text(json.dumps(request))  # all that a kill right after the start leaves
+    given_up = unclip("run", "tiny", "--out", str(copy), *NO_RAY)
+    assert given_up.returncode == 0 and "nothing to do" in given_up.stderr, given_up.stderr
+    gone_on = unclip(*changed)
+    assert gone_on.returncode == 0 and "1 stages built" in gone_on.stderr, gone_on.stderr
+    assert Artifact.open(str(copy / "dedup")).manifest.identity["settings"]["threshold"] == 0.5
