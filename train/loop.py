@@ -23,6 +23,7 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cluster.errors import UserError, WorkFailed
 from train.checkpoint import Checkpoint, Checkpoints, History
@@ -224,11 +225,12 @@ def _not_finite(step: int, here: float, mean: float, rows: TrainRows, at: NDArra
 def _autocast(config: TrainingConfig, device: torch.device) -> Iterator[None]:
     """bf16 weights meet fp32 timesteps and noise: autocast brings the operands of a product together."""
     if config.deepspeed.precision == "fp32":
-        with nullcontext():
-            yield
-    else:
-        with torch.autocast(device.type, dtype=torch.bfloat16):
-            yield
+        yield
+        return
+    # On a CPU with AMX the backward of bf16 flash attention takes five times as long as plain products.
+    attention = sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
+    with torch.autocast(device.type, dtype=torch.bfloat16), attention:
+        yield
 
 
 def _newest(checkpoints: Checkpoints, trained: dict[str, Any]) -> Checkpoint | None:

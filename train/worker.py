@@ -124,7 +124,7 @@ def join_gang() -> torch.device:
         else:
             if os.environ["WORLD_SIZE"] != "1":
                 raise UserError("WORLD_SIZE is above 1 and MASTER_PORT is not set; start with torchrun, or set it")
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
     deepspeed.init_distributed(dist_backend="nccl" if on_gpu else "gloo", auto_mpi_discovery=False, verbose=False)
     return device
 
