@@ -40,11 +40,13 @@ class Needs:
     `image` is (B, 3, S, S) float32 in [-1, 1] with S = `image_size`; with a `preprocessing` it is an encoder's own
     input instead. `tokens` (B, T) int64; `image_embedding`, `text_embedding` (B, D) float32, unit vectors;
     `text_hidden` (B, T, W) float32: the frozen CLIP text tower's last hidden states.
+    A loss that needs the `whole_batch` compares its rows with each other, so that no gradient accumulation gives it.
     """
 
     columns: frozenset[Column]
     image_size: int | None = None
     preprocessing: PreprocessingConfig | None = None
+    whole_batch: bool = False
 
 
 @dataclass(frozen=True)

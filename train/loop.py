@@ -191,7 +191,7 @@ def _step(
         means = _means({"loss": loss.detach(), **metrics})
         # Before backward: a loss that is no number must not reach the weights.
         if not math.isfinite(means["loss"]):
-            raise _not_finite(step, float(loss), means["loss"], rows, at[part])
+            raise _not_finite(step, float(loss.detach()), means["loss"], rows, at[part])
         engine.backward(loss)
         engine.step()
         for name, value in means.items():

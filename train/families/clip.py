@@ -31,7 +31,9 @@ MAX_LOGIT_SCALE = 100.0
 
 def needs(config: EncoderConfig) -> Needs:
     size, _ = image_size(config.model_cfg())
-    return Needs(frozenset({"image", "tokens"}), image_size=size, preprocessing=preprocessing_of(config))
+    return Needs(
+        frozenset({"image", "tokens"}), image_size=size, preprocessing=preprocessing_of(config), whole_batch=True
+    )
 
 
 def preprocessing_of(config: EncoderConfig) -> PreprocessingConfig:
