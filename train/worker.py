@@ -55,8 +55,8 @@ def member(payload: dict[str, Any], report: Report) -> dict[str, Any]:
     needs = family.needs(model_config)
     if needs.whole_batch and training.gradient_accumulation > 1:
         raise UserError(
-            f"training.gradient_accumulation is {training.gradient_accumulation}; the loss of {name} compares the whole "
-            "batch, so it needs 1 (use a smaller batch_size or more processes)"
+            f"training.gradient_accumulation is {training.gradient_accumulation}; the loss of {name} compares the "
+            "whole batch, so it needs 1 (use a smaller batch_size or more processes)"
         )
     validation_fraction = float(payload.get("validation_fraction", 0.0))
     if name == "clip":
