@@ -257,7 +257,14 @@ def _difference(checkpoint: Checkpoint | None, trained: dict[str, Any]) -> str |
     fields = sorted(
         key for key in trained.keys() | checkpoint.trained.keys() if trained.get(key) != checkpoint.trained.get(key)
     )
-    return ", ".join(f"{key}: {checkpoint.trained.get(key)!r} there, {trained.get(key)!r} here" for key in fields)
+
+    def short(value: Any) -> str:
+        text = repr(value)
+        return text if len(text) <= 60 else f"{text[:57]}…"
+
+    return "; ".join(
+        f"{key}: {short(checkpoint.trained.get(key))} there, {short(trained.get(key))} here" for key in fields
+    )
 
 
 def _load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:

@@ -2,18 +2,22 @@
 
 import io
 import threading
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
 
-from cluster.artifact import Artifact
+from cluster.artifact import Artifact, Request, begin
+from cluster.storage import Folder
 from embed.config import PreprocessingConfig
 from embed.split import split_of
 from embed.tokenizer import Tokenizer
 from ingest.scenes import training_scene
-from train.data import TrainRows, prefetch, rows_of_images
+from train.data import TrainRows, prefetch, rows_of_images, rows_of_view
 from train.family import Needs
 from train.lanes import Lanes
 from train.pictures import RowCache, decode_square
@@ -33,6 +37,51 @@ def test_rows_are_the_ok_ones_outside_the_validation_split(images: Artifact) -> 
     kept = [p for p in everything.pair_ids(range(90)) if split_of(bytes.fromhex(p), 0.1) == "train"]
     assert training.pair_ids(range(len(training))) == kept
     assert training.left_out == 90 - len(kept)
+
+
+def test_rows_of_a_view_carry_the_vectors_of_their_own_picture(images: Artifact, tmp_path: Path) -> None:
+    embeddings, view, included = embedded_and_seen(images, tmp_path)
+    table = rows_of_view(view, embeddings, images)
+    fetched = [row for row in range(100) if row % 10 != 9]
+    kept = [row for row, seen in zip(fetched, included, strict=True) if seen]
+    assert table.captions(range(len(table))) == [training_scene(0, row).caption for row in kept]
+    assert table.left_out == len(fetched) - len(kept)
+    rows = TrainRows(table, Needs(frozenset({"image", "image_embedding", "text_embedding"}), image_size=16))
+    batch = rows.batch(np.array([20, 2]))
+    assert batch["image_embedding"][:, 0].tolist() == [fetched.index(kept[20]), fetched.index(kept[2])]
+    assert torch.equal(batch["text_embedding"], -batch["image_embedding"])
+    everything = TrainRows(rows_of_images(images, 0.0), Needs(frozenset({"image"}), image_size=16))
+    same = everything.batch(np.array([fetched.index(kept[20])]))
+    assert torch.equal(batch["image"][0], same["image"][0])
+
+
+def embedded_and_seen(images: Artifact, folder: Path) -> tuple[Artifact, Artifact, list[bool]]:
+    """Embeddings of two dimensions that spell the row's number, and a view that takes two rows of three."""
+    embeddings = begin(Folder(folder / "embeddings"), Request("embeddings", 1, {}, {}), {})
+    view = begin(Folder(folder / "view"), Request("view", 1, {}, {}), {})
+    included: list[bool] = []
+    for shard in range(images.shard_count):
+        name = f"{shard:08d}.parquet"
+        keys = [r["key"] for r in pq.read_table(images.file(name)).to_pylist() if r["status"] == "ok"]
+        first = len(included)
+        numbers = np.stack([np.arange(first, first + len(keys)), np.zeros(len(keys))], axis=1).astype("<f2")
+        seen = [(first + i) % 3 != 1 for i in range(len(keys))]
+        included += seen
+        with embeddings.attempt(shard) as attempt:
+            columns = {"key": keys, "image_embedding": binary(numbers), "text_embedding": binary(-numbers)}
+            pq.write_table(pa.table(columns), attempt.path(name))
+            attempt.commit(rows=len(keys), counts={})
+        with view.attempt(shard) as attempt:
+            split = ["train" if i % 2 or not s else "validation" for i, s in enumerate(seen)]
+            included[first:] = [s and part == "train" for s, part in zip(seen, split, strict=True)]
+            rows = pa.array(range(len(keys)), pa.int32())
+            pq.write_table(pa.table({"row": rows, "included": seen, "split": split}), attempt.path(name))
+            attempt.commit(rows=len(keys), counts={})
+    return embeddings.publish(images.shard_count), view.publish(images.shard_count), included
+
+
+def binary(vectors: np.ndarray) -> pa.Array:
+    return pa.array([vector.tobytes() for vector in vectors], pa.binary(4))
 
 
 def test_a_batch_has_the_rows_in_the_order_asked_for(rows: TrainRows) -> None:
