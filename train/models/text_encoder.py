@@ -23,8 +23,17 @@ def last_token(tokens_BT: Tensor) -> Tensor:
     return tokens_BT.argmax(dim=1)
 
 
+def places_of(tokens_BT: Tensor) -> Tensor:
+    """(1, T): 0 … T−1."""
+    return torch.arange(tokens_BT.shape[1], device=tokens_BT.device)[None]
+
+
 class HiddenStateText(nn.Module):
-    """Projects the frozen CLIP's hidden states; its summary is the projected state at end-of-text."""
+    """Projects the frozen CLIP's hidden states; its summary is their mean over the caption.
+
+    GLIDE's summary is the state at end-of-text, of an encoder that learns what to put there. The frozen CLIP's is z_t
+    before its last projection, which the model behind it may have already; the mean also keeps what z_t left out.
+    """
 
     def __init__(self, *, context: int, hidden_width: int, width: int) -> None:
         super().__init__()
@@ -36,7 +45,9 @@ class HiddenStateText(nn.Module):
     def forward(self, tokens_BT: Tensor, hidden_BTW: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens (B, T, C), and their summary (B, C)."""
         states = self.project(self.norm(hidden_BTW.to(self.project.weight.dtype))) + self.position
-        return pad_after_end(states, tokens_BT, self.padding)
+        inside_BT = places_of(tokens_BT) <= last_token(tokens_BT)[:, None]
+        summary = (states * inside_BT[..., None]).sum(dim=1) / inside_BT.sum(dim=1, keepdim=True)
+        return torch.where(inside_BT[..., None], states, self.padding.to(states.dtype)), summary
 
 
 class TokenText(nn.Module):
@@ -58,16 +69,10 @@ class TokenText(nn.Module):
 
     def forward(self, tokens_BT: Tensor, hidden_BTW: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Tokens (B, T, C), and their summary (B, C)."""
-        states, summary = pad_after_end(self.embedding(tokens_BT) + self.position, tokens_BT, self.padding)
+        end_B = last_token(tokens_BT)
+        states = self.embedding(tokens_BT) + self.position
+        states = torch.where((places_of(tokens_BT) <= end_B[:, None])[..., None], states, self.padding)
         if self.transformer is not None:
             states, _ = self.transformer(states)
-            summary = states[torch.arange(len(states), device=states.device), last_token(tokens_BT)]
+        summary = states[torch.arange(len(states), device=states.device), end_B]
         return self.project(states), self.project(summary)
-
-
-def pad_after_end(states_BTC: Tensor, tokens_BT: Tensor, padding_TC: Tensor) -> tuple[Tensor, Tensor]:
-    end_B = last_token(tokens_BT)
-    place_T = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
-    summary = states_BTC[torch.arange(len(states_BTC), device=states_BTC.device), end_B]
-    after_end = (place_T > end_B[:, None]).unsqueeze(-1)
-    return torch.where(after_end, padding_TC.to(states_BTC.dtype), states_BTC), summary

@@ -10,6 +10,7 @@ from train.diffusion.loss import (
     hybrid_loss,
     learned_log_variance,
     normal_kl,
+    simple_loss,
     variational_bound,
 )
 from train.diffusion.schedule import make_schedule
@@ -70,3 +71,14 @@ def test_variance_term_teaches_the_variance_only():
     torch.testing.assert_close(output.grad[:, :3], expected)
     assert output.grad[:, 3:].abs().max() > 0
     torch.testing.assert_close(loss.detach(), metrics["simple"] + metrics["vlb"])
+
+
+def test_signal_to_noise_weights_are_cut_at_one_and_at_the_cap():
+    step = torch.tensor([0, 250, 450, 900])
+    x_start, noise = torch.zeros(4, 3, 2, 2), torch.randn(4, 3, 2, 2)
+    snr = SCHEDULE.alphas_cumprod[step] / (1 - SCHEDULE.alphas_cumprod[step])
+    assert snr[0] > 5 > snr[1] > 1 > snr[3]
+    loss = simple_loss(
+        Parameterization.X_START, SCHEDULE, torch.ones_like(x_start), x_start, step, noise, max_snr_weight=5.0
+    )
+    torch.testing.assert_close(loss, (5 + snr[1] + snr[2].clamp(min=1) + 1).float() / 4)
