@@ -29,10 +29,10 @@ def places_of(tokens_BT: Tensor) -> Tensor:
 
 
 class HiddenStateText(nn.Module):
-    """Projects the frozen CLIP's hidden states; its summary is their mean over the caption.
+    """Projects the frozen CLIP's hidden states; its summary is the projected state at end-of-text.
 
-    GLIDE's summary is the state at end-of-text, of an encoder that learns what to put there. The frozen CLIP's is z_t
-    before its last projection, which the model behind it may have already; the mean also keeps what z_t left out.
+    That state is what CLIP learned to say things with. The mean over the caption's states, which looks like the more
+    complete summary, is a far worse one: from the caption alone backgrounds fell from all right to one in five.
     """
 
     def __init__(self, *, context: int, hidden_width: int, width: int) -> None:
@@ -45,8 +45,9 @@ class HiddenStateText(nn.Module):
     def forward(self, tokens_BT: Tensor, hidden_BTW: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens (B, T, C), and their summary (B, C)."""
         states = self.project(self.norm(hidden_BTW.to(self.project.weight.dtype))) + self.position
-        inside_BT = places_of(tokens_BT) <= last_token(tokens_BT)[:, None]
-        summary = (states * inside_BT[..., None]).sum(dim=1) / inside_BT.sum(dim=1, keepdim=True)
+        end_B = last_token(tokens_BT)
+        summary = states[torch.arange(len(states), device=states.device), end_B]
+        inside_BT = places_of(tokens_BT) <= end_B[:, None]
         return torch.where(inside_BT[..., None], states, self.padding.to(states.dtype)), summary
 
 
