@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from cluster.artifact import Artifact, Workshop
+from cluster.artifact import Artifact
 from cluster.canonical import canonical_json
 from cluster.errors import UserError, WorkFailed
 from cluster.parquet import write_table
+from cluster.workshop import Workshop
 from embed.cache import EmbeddingCache, open_cache
 from embed.config import DedupConfig
 from embed.interval import clopper_pearson

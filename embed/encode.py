@@ -20,9 +20,10 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from cluster.artifact import Artifact, Workshop
+from cluster.artifact import Artifact
 from cluster.errors import WorkFailed
 from cluster.parquet import write_table
+from cluster.workshop import Workshop
 from embed.clip import ClipEncoder, best_device, load_encoder
 from embed.config import EmbeddingsConfig
 from embed.description import encoder_digest

@@ -18,8 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from cluster.artifact import Workshop
 from cluster.errors import UserError
+from cluster.workshop import Workshop
 from embed.clip import build_clip, save_encoder
 from embed.config import EncoderConfig, PreprocessingConfig
 from embed.description import ENCODER_FILE, WEIGHTS_FILE

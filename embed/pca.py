@@ -21,10 +21,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from cluster.artifact import Artifact, Workshop
+from cluster.artifact import Artifact
 from cluster.canonical import canonical_json
 from cluster.errors import UserError, WorkFailed
 from cluster.parquet import write_table
+from cluster.workshop import Workshop
 from embed.cache import EmbeddingCache, open_cache
 from embed.config import PcaConfig
 from embed.moments import Float64, Moments, merge

@@ -19,9 +19,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cluster.artifact import Artifact, Workshop
+from cluster.artifact import Artifact
 from cluster.parquet import write_table
 from cluster.storage import Folder
+from cluster.workshop import Workshop
 from ingest.config import FiltersConfig, ImagesConfig
 from ingest.decode import Decoded, decode
 from ingest.fetch import Fetched, Fetcher

@@ -11,8 +11,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from cluster.artifact import Workshop
 from cluster.parquet import write_table
+from cluster.workshop import Workshop
 from ingest.ledger import PAIRS_SCHEMA
 from ingest.sources import Source
 

@@ -17,13 +17,14 @@ from typing import Any, Literal
 
 from rich.console import Console
 
-from cluster.artifact import Artifact, begin, read_manifest, read_requests
+from cluster.artifact import Artifact, read_manifest, read_requests
 from cluster.canonical import canonical_json
 from cluster.environment import environment
 from cluster.errors import UserError
 from cluster.lease import Lease
 from cluster.session import Session
 from cluster.storage import Folder
+from cluster.workshop import begin
 from pipeline.config import RunConfig
 from pipeline.progress import Display
 from pipeline.stage import Build, Stage

@@ -4,9 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.artifact import Artifact, Request, Workshop
+from cluster.artifact import Artifact, Request
 from cluster.session import Session
 from cluster.storage import Folder
+from cluster.workshop import Workshop
 from pipeline.config import RunConfig
 from pipeline.progress import StageProgress
 

@@ -7,10 +7,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from cluster.artifact import Artifact, Workshop, read_manifest, read_requests
+from cluster.artifact import Artifact, read_manifest, read_requests
 from cluster.check import find_faults
 from cluster.lease import driver_of
 from cluster.storage import Folder
+from cluster.workshop import Workshop
 from pipeline.config import parse_config
 from pipeline.runner import stored_config, timings
 from pipeline.sources import RunSources

@@ -6,7 +6,7 @@
     JOB.json   {"family", "model", "training", "seed", "inputs": {"images": URI, …}, "out": {"uri", "revision"}}
                and "validation_fraction" for CLIP
 
-`out` is an artifact under construction (`cluster.artifact.Workshop`). A job that was killed goes on from the newest
+`out` is an artifact under construction (`cluster.workshop.Workshop`). A job that was killed goes on from the newest
 checkpoint in its work folder; one that is done publishes nothing twice. Rank 0 commits the artifact's only shard.
 """
 
@@ -28,8 +28,8 @@ import deepspeed
 import torch
 import torch.distributed as dist
 
-from cluster.artifact import Attempt, Workshop
 from cluster.errors import UnclipError, UserError
+from cluster.workshop import Attempt, Workshop
 from train.checkpoint import Checkpoints
 from train.config import TrainingConfig
 from train.family import Family, family_of

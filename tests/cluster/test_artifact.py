@@ -10,18 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from cluster.artifact import (
-    Artifact,
-    Attempt,
-    Request,
-    Workshop,
-    begin,
-    read_manifest,
-)
+from cluster.artifact import Artifact, Request, read_manifest
 from cluster.check import find_faults
 from cluster.environment import environment
 from cluster.errors import ArtifactNotFound, UserError, WorkFailed
 from cluster.storage import Folder
+from cluster.workshop import Attempt, Workshop, begin
 
 REQUEST = Request("images", 1, {"size": 64}, {"pairs": "ab"})
 

@@ -12,10 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
-from cluster.artifact import Artifact, Request, Workshop, begin
+from cluster.artifact import Artifact, Request
 from cluster.environment import environment
 from cluster.parquet import write_table
 from cluster.storage import Folder
+from cluster.workshop import Workshop, begin
 from embed.clip import build_clip, save_encoder
 from embed.config import PreprocessingConfig
 from embed.description import ENCODER_FILE, WEIGHTS_FILE

@@ -5,8 +5,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from cluster.artifact import Artifact, Workshop
+from cluster.artifact import Artifact
 from cluster.errors import UserError
+from cluster.workshop import Workshop
 from embed.cache import open_cache
 from embed.config import DedupConfig
 from embed.dedup import MATCHES_FILE, member, read_contamination

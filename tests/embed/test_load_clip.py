@@ -7,8 +7,8 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import save_file
 
-from cluster.artifact import Workshop
 from cluster.errors import UserError
+from cluster.workshop import Workshop
 from embed.clip import build_clip, load_encoder
 from embed.config import EncoderConfig
 from embed.load_clip import member

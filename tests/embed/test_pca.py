@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.artifact import Artifact, Workshop
+from cluster.artifact import Artifact
 from cluster.errors import UserError
+from cluster.workshop import Workshop
 from embed import view
 from embed.cache import open_cache
 from embed.config import PcaConfig, ViewConfig

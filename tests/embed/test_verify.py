@@ -9,8 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cluster.artifact import Artifact, Workshop
+from cluster.artifact import Artifact
 from cluster.parquet import write_table
+from cluster.workshop import Workshop
 from embed.cache import view_vectors
 from embed.config import EmbeddingsConfig
 from embed.verify import Finding, verify_embeddings

@@ -4,8 +4,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cluster.artifact import Artifact, Workshop
+from cluster.artifact import Artifact
 from cluster.parquet import write_table
+from cluster.workshop import Workshop
 from embed.cache import open_cache
 from embed.config import ViewConfig
 from embed.dedup import MATCHES_FILE, MATCHES_SCHEMA

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from cluster.artifact import Request, Workshop, begin
+from cluster.artifact import Request
 from cluster.storage import Folder
+from cluster.workshop import Workshop, begin
 
 
 def jpeg(size: tuple[int, int] = (64, 48), colour: tuple[int, int, int] = (200, 30, 40)) -> bytes:

@@ -12,7 +12,8 @@ import pytest
 import webdataset
 from PIL import Image
 
-from cluster.artifact import Artifact, Workshop
+from cluster.artifact import Artifact
+from cluster.workshop import Workshop
 from ingest.config import ImagesConfig
 from ingest.images import ImagesWorker
 from ingest.ledger import LEDGER_SCHEMA, Outcome, Status, ledger_table, row_key

@@ -6,7 +6,8 @@ import pyarrow.parquet as pq
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.artifact import Artifact, Workshop
+from cluster.artifact import Artifact
+from cluster.workshop import Workshop
 from ingest.ledger import PAIRS_SCHEMA
 from ingest.partition import build_pairs, pair_id
 from ingest.sources import SourceBatch, open_source

@@ -109,6 +109,7 @@ def test_plan_works_without_a_source_and_counts_parameters(unclip: Any) -> None:
     done = unclip("plan", "tiny", "--json", *TINY_TABLE)
     assert done.returncode == 0, done.stderr
     plan = json.loads(done.stdout)
-    assert [model["name"] for model in plan["models"]] == ["clip", "prior", "decoder", "upsampler_256", "upsampler_1024"]
+    names = [model["name"] for model in plan["models"]]
+    assert names == ["clip", "prior", "decoder", "upsampler_256", "upsampler_1024"]
     assert all(model["parameters"] > 1_000 for model in plan["models"])
     assert [stage["name"] for stage in plan["stages"]][:3] == ["pairs", "images", "clip"]

@@ -12,8 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cluster.artifact import Artifact, Request, Workshop, begin
+from cluster.artifact import Artifact, Request
 from cluster.storage import Folder
+from cluster.workshop import Workshop, begin
 from ingest.scenes import draw, training_scene
 from ingest.tar import DeterministicTar
 

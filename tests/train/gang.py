@@ -14,8 +14,8 @@ from typing import Any
 
 import torch.distributed as dist
 
-from cluster.artifact import Workshop
 from cluster.errors import UnclipError
+from cluster.workshop import Workshop
 from train.worker import member
 
 

@@ -11,8 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from cluster.artifact import Artifact, Request, begin
+from cluster.artifact import Artifact, Request
 from cluster.storage import Folder
+from cluster.workshop import begin
 from embed.config import PreprocessingConfig
 from embed.split import split_of
 from embed.tokenizer import Tokenizer

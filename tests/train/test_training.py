@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import load_file
 
-from cluster.artifact import Workshop
+from cluster.workshop import Workshop
 from embed.clip import load_encoder
 
 Job = dict[str, Any]

@@ -12,11 +12,12 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from cluster.artifact import Attempt, Request, Workshop, begin
+from cluster.artifact import Request
 from cluster.canonical import canonical_json
 from cluster.parquet import write_table
 from cluster.settings import Section
 from cluster.storage import Folder
+from cluster.workshop import Attempt, Workshop, begin
 from embed.clip import build_clip, save_encoder
 from embed.config import PreprocessingConfig
 from embed.encode import Vectors, embeddings_table

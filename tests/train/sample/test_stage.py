@@ -9,8 +9,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from PIL import Image
 
-from cluster.artifact import Artifact, Request, Workshop, begin
+from cluster.artifact import Artifact, Request
 from cluster.storage import Folder
+from cluster.workshop import Workshop, begin
 from tests.train.sample.conftest import SAMPLES, publish_cache
 from train.families.config import SamplesConfig
 from train.sample.heldout import heldout_sets, training_set
