@@ -14,10 +14,10 @@ import pyarrow as pa
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from cluster.artifact import Attempt
 from cluster.canonical import canonical_json
 from cluster.parquet import write_table
 from cluster.settings import Section
+from cluster.workshop import Attempt
 from embed.clip import save_encoder
 from embed.config import EncoderConfig
 from embed.description import ENCODER_FILE, WEIGHTS_FILE

@@ -24,9 +24,9 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
-from cluster.artifact import Workshop
 from cluster.canonical import canonical_json
 from cluster.parquet import write_table
+from cluster.workshop import Workshop
 from train.evaluate.accuracy import accuracy, scenes_of
 from train.evaluate.probe import fit_probes, probe_table
 from train.evaluate.retrieval import retrieval
