@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
+import pytest
 from PIL import Image
 
 from cluster.artifact import Artifact, Request
@@ -51,6 +52,7 @@ def draw(world: dict[str, str], folder: Path, processes: int, config: SamplesCon
     return Workshop.from_plain(workshop.plain()).publish(1)
 
 
+@pytest.mark.slow
 def test_any_number_of_processes_draws_the_same_samples(world, tmp_path):
     one, two = (draw(world, tmp_path / str(count), count) for count in (1, 2))
     assert one.content_digest == two.content_digest
