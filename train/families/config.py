@@ -25,7 +25,6 @@ class DiffusionConfig(Section):
     )
     learned_variance: bool = Field(default=False, description="iDDPM's L_hybrid: twice the output channels")
 
-
     @model_validator(mode="after")
     def _weights_belong_to_x_start(self) -> "DiffusionConfig":
         if self.max_snr_weight > 1 and (self.prediction != "x_start" or self.learned_variance):

@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw, ImageFont
 PAPER, INK, FAINT = (250, 250, 248), (32, 33, 36), (128, 130, 134)
 MARGIN, GAP, INNER_GAP = 28, 26, 6
 TITLE_SIZE, CAPTION_SIZE, LABEL_SIZE = 20, 14, 12
-CAPTION_LINES = 3
+CAPTION_LINES = 4
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def enlarged(pixels_HWC: NDArray[np.uint8], size: int) -> Image.Image:
 
 
 def wrap(caption: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
-    """The caption in lines that fit `width` pixels, at most three; what is cut ends in an ellipsis."""
+    """The caption in lines that fit `width` pixels, at most four; what is cut ends in an ellipsis."""
     lines = [""]
     for word in caption.split():
         longer = f"{lines[-1]} {word}".strip()
