@@ -5,6 +5,8 @@ import multiprocessing
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -173,6 +175,15 @@ def test_damage_is_found(tmp_path: Path, damage: object, told: str) -> None:
     workshop.publish(2)
     damage(tmp_path / "a")  # type: ignore[operator]
     assert any(told in fault for fault in find_faults(Artifact.open(str(tmp_path / "a"))))
+
+
+def test_a_process_may_end_right_after_it_has_read_an_artifact(tmp_path: Path) -> None:
+    workshop = workshop_at(tmp_path / "a")
+    commit(workshop, 0, "x")
+    workshop.publish(1)
+    code = f"from cluster.artifact import Artifact; Artifact.open({str(tmp_path / 'a')!r}).shards"
+    ended = [subprocess.run([sys.executable, "-c", code], capture_output=True).returncode for _ in range(8)]
+    assert ended == [0] * 8
 
 
 def test_the_protocol_holds_on_an_object_store(tmp_path: Path) -> None:
