@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 SETTINGS = ["--until", "embeddings", "--set", "clip.training.steps=600", "--set", "clip.training.checkpoint_every=20"]
 KILLS = 10
 # (stage, seconds after its start within which the kill falls): starting Ray and its processes is part of a stage
-MOMENTS = [("images", 10.0)] * 3 + [("clip", 14.0)] * 5 + [("embeddings", 9.0)] * 2
+MOMENTS = [("images", 8.0)] * 3 + [("clip", 11.0)] * 5 + [("embeddings", 8.0)] * 2
 ARTIFACTS = ("pairs", "images", "clip", "embeddings")
 
 
