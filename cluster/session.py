@@ -107,15 +107,24 @@ class Session:
 
         A member that fails ends the gang: its fellows would wait for it in a collective for ever.
         """
-        ray = self._start()
-        members = self._members()
+        self._start()
+        return self._run_on(self._members(), function, payload, on_report)
+
+    def call(self, function: str, payload: Plain, *, on_report: Callable[[Plain], None] = lambda report: None) -> Plain:
+        """`function(payload, report)` on one process of the gang. It must not use torch.distributed."""
+        self._start()
+        return self._run_on(self._members()[:1], function, payload, on_report)[0]
+
+    def _run_on(
+        self, members: list[Any], function: str, payload: Plain, on_report: Callable[[Plain], None]
+    ) -> list[Plain]:
+        ray = self._ray
         references = [member.run.remote(function, payload) for member in members]
         waiting = list(references)
         try:
             while waiting:
                 done, waiting = ray.wait(waiting, num_returns=1, timeout=POLL_S)
-                for reference in done:
-                    ray.get(reference)
+                ray.get(done)
                 for report in ray.get(members[0].reports.remote()):
                     on_report(report)
             return list(ray.get(references))
@@ -128,24 +137,6 @@ class Session:
         except BaseException:
             self._release()
             raise
-
-    def call(self, function: str, payload: Plain, *, on_report: Callable[[Plain], None] = lambda report: None) -> Plain:
-        """`function(payload, report)` on one process of the gang. It must not use torch.distributed."""
-        ray = self._start()
-        member = self._members()[0]
-        reference = member.run.remote(function, payload)
-        try:
-            while not ray.wait([reference], timeout=POLL_S)[0]:
-                for report in ray.get(member.reports.remote()):
-                    on_report(report)
-            result: Plain = ray.get(reference)
-            return result
-        except ray.exceptions.RayError as error:
-            self._release()
-            cause = getattr(error, "cause", None)
-            if isinstance(cause, UnclipError):
-                raise cause from None
-            raise WorkFailed(f"{function} failed: {_reason(ray, error)[0]}") from error
 
     def _start(self) -> Any:
         if self._ray is not None:

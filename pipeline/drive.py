@@ -25,8 +25,8 @@ def drive(config: RunConfig, folder: Folder, *, until: str | None, rebuild: str 
         stages = until_stage(stages, until)
     if rebuild is not None and rebuild not in [stage.name for stage in stages]:
         raise UserError(f"--rebuild {rebuild}: --until {until} does not reach it.")
-    folder.make()
     sources.check()
+    folder.make()
     states = runner.states(stages, config, folder, rebuild)
     if all(state == "current" for state in states.values()):
         console.print(f"{folder.uri}: nothing to do, {len(stages)} stages are current.", soft_wrap=True)

@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import matplotlib
-
-matplotlib.use("agg")
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 INK, LINE, MARK = "#5b6472", "#2f6fdb", "#d9480f"
 
@@ -19,6 +18,7 @@ def loss_curve(steps: Sequence[int], losses: Sequence[float]) -> str:
     axes.plot(steps, _smoothed(losses), color=LINE, linewidth=1.6)
     if min(losses) > 0 and max(losses) / min(losses) > 20:
         axes.set_yscale("log")
+        axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("step")
     return _svg(figure)
 
