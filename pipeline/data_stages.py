@@ -1,5 +1,6 @@
 """The stages that make data: pairs, images, embeddings, dedup, view, pca."""
 
+from collections import Counter
 from typing import Any
 
 from cluster.artifact import Artifact
@@ -98,9 +99,17 @@ def _over_shards(build: Build, worker: str, kwargs: Plain, source: Artifact, inp
     build.progress.begin(source.rows, "rows", done=source.rows - sum(entry.rows for entry in waiting))
     out = build.workshop.plain()
     tasks = [{"shard": entry.shard, "rows": entry.rows, "out": out} | inputs for entry in waiting]
-    build.session.map_shards(
-        worker, kwargs, tasks, on_result=lambda task, result: build.progress.advance(task["rows"], _note(result))
-    )
+    totals: Counter[str] = Counter()
+    done = source.shard_count - len(waiting)
+
+    def count(task: Plain, result: Plain) -> None:
+        nonlocal done
+        done += 1
+        totals.update(result["counts"])
+        apart = "".join(f", {number:,} {outcome}" for outcome, number in totals.items() if outcome != "ok" and number)
+        build.progress.advance(task["rows"], f"{done}/{source.shard_count} shards{apart}")
+
+    build.session.map_shards(worker, kwargs, tasks, on_result=count)
     return source.shard_count
 
 
@@ -108,8 +117,3 @@ def _call(build: Build, function: str, inputs: Plain, config: Plain) -> int:
     payload = {"config": config, "out": build.workshop.plain()} | inputs
     result = build.session.call(function, payload, on_report=build.progress.report)
     return int(result.get("shards", 1))
-
-
-def _note(result: Plain) -> str:
-    counts = result.get("counts", {})
-    return ", ".join(f"{count:,} {outcome}" for outcome, count in counts.items() if outcome != "ok" and count)
