@@ -272,9 +272,17 @@ def revised(name: str, revision: int) -> str:
 
 
 def differences(old: Any, new: Any, path: str) -> list[str]:
+    """`path: old → new` for every leaf in which two plain values differ."""
     if isinstance(old, dict) and isinstance(new, dict):
         found = []
         for key in sorted(old.keys() | new.keys()):
             found += differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
         return found
-    return [] if old == new else [f"{path}: {old!r} → {new!r}"]
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        return [line for index in range(len(old)) for line in differences(old[index], new[index], f"{path}[{index}]")]
+    return [] if old == new else [f"{path}: {_shortened(old)} → {_shortened(new)}"]
+
+
+def _shortened(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:60]}… ({len(text)} characters)"

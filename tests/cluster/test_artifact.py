@@ -89,6 +89,14 @@ def test_a_shard_claimed_but_not_settled_is_finished_by_whoever_comes_next(
     assert Workshop(str(tmp_path / "a"), 1).publish(1).file("00000000.txt").read_text() == "x"
 
 
+def test_differing_lists_are_told_by_their_items_and_long_values_are_cut() -> None:
+    asked = Request("pairs", 1, {"files": [{"name": "a", "bytes": 1}, {"name": "b", "bytes": 2}]}, {})
+    there = {**asked.identity, "settings": {"files": [{"name": "a", "bytes": 1}, {"name": "b", "bytes": 3}]}}
+    assert asked.differing_fields(there) == ["settings.files[1].bytes: 3 → 2"]
+    longer = {**asked.identity, "settings": {"files": [{"name": "x" * 200}]}}
+    assert all(len(line) < 250 for line in asked.differing_fields(longer))
+
+
 def _build(path: str, started: "multiprocessing.synchronize.Event") -> None:
     started.set()
     if read_manifest(Folder(path)) is not None:
