@@ -187,13 +187,17 @@ def test_damage_is_found(tmp_path: Path, damage: object, told: str) -> None:
     assert any(told in fault for fault in find_faults(Artifact.open(str(tmp_path / "a"))))
 
 
-def test_a_process_may_end_right_after_it_has_read_an_artifact(tmp_path: Path) -> None:
+def test_reading_an_artifact_starts_no_thread_that_could_outlive_the_process(tmp_path: Path) -> None:
     workshop = workshop_at(tmp_path / "a")
     commit(workshop, 0, "x")
     workshop.publish(1)
-    code = f"from cluster.artifact import Artifact; Artifact.open({str(tmp_path / 'a')!r}).shards"
-    ended = [subprocess.run([sys.executable, "-c", code], capture_output=True).returncode for _ in range(8)]
-    assert ended == [0] * 8
+    code = (
+        "import os; from cluster.artifact import Artifact\n"
+        f"artifact = Artifact.open({str(tmp_path / 'a')!r}); before = os.listdir('/proc/self/task')\n"
+        "assert artifact.shards and os.listdir('/proc/self/task') == before"
+    )
+    ended = [subprocess.run([sys.executable, "-c", code], capture_output=True).returncode for _ in range(4)]
+    assert ended == [0] * 4
 
 
 def test_the_protocol_holds_on_an_object_store(tmp_path: Path) -> None:
