@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
-from ingest.config import parse_network
+from ingest.fetch_config import parse_network
 
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 

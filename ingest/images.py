@@ -23,10 +23,11 @@ from cluster.artifact import Artifact
 from cluster.parquet import write_table
 from cluster.storage import Folder
 from cluster.workshop import Workshop
-from ingest.config import FiltersConfig, ImagesConfig
+from ingest.config import ImagesConfig
 from ingest.decode import Decoded, decode
+from ingest.decode_config import FiltersConfig
 from ingest.fetch import Fetched, Fetcher
-from ingest.ledger import Outcome, Status, count_outcomes, ledger_table, row_key
+from ingest.ledger import Mark, Outcome, Status, count_outcomes, ledger_table, row_key
 from ingest.tar import DeterministicTar
 
 log = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ class ImagesWorker:
     def setup(self) -> None:
         # Pillow warns about metadata that it cannot read; what a picture's row says is in the ledger.
         warnings.filterwarnings("ignore", module=r"PIL\.")
-        self._threads = ThreadPoolExecutor(self._config.decode_threads, thread_name_prefix="decode")
+        self._threads = ThreadPoolExecutor(self._config.decode_processes, thread_name_prefix="decode")
 
     def process(self, task: dict[str, Any]) -> dict[str, Any]:
         started = time.monotonic()
@@ -158,7 +159,7 @@ class _Shard:
 
 def _early_outcome(row: dict[str, Any], filters: FiltersConfig) -> Outcome | None:
     """How a row ends that needs no fetch, or None. A pair without a caption trains nothing: that is no filter."""
-    if row["duplicate"]:
+    if row["mark"] == Mark.DUPLICATE:
         return Outcome(Status.DUPLICATE)
     if row["url"] is None:
         return Outcome(Status.REFUSED, "url_missing" if row["url_bytes"] is None else "url_not_utf8")

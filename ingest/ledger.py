@@ -22,7 +22,15 @@ TEXT_COLUMNS = (
     pa.field("url_bytes", pa.binary()),
     pa.field("caption_bytes", pa.binary()),
 )
-PAIRS_SCHEMA = pa.schema([*PAIR_COLUMNS, *TEXT_COLUMNS, pa.field("duplicate", pa.bool_(), nullable=False)])
+PAIRS_SCHEMA = pa.schema(
+    [
+        *PAIR_COLUMNS,
+        *TEXT_COLUMNS,
+        pa.field("mark", pa.string()),
+        pa.field("stored_offset", pa.int64()),
+        pa.field("stored_length", pa.int64()),
+    ]
+)
 LEDGER_SCHEMA = pa.schema(
     [
         *PAIR_COLUMNS,
@@ -40,6 +48,13 @@ LEDGER_SCHEMA = pa.schema(
         pa.field("length", pa.int64()),
     ]
 )
+
+
+class Mark(StrEnum):
+    """Why a row of `pairs` is not fetched. A removed row keeps its `pair_id` and place; url and caption are erased."""
+
+    DUPLICATE = "duplicate"
+    REMOVED = "removed"
 
 
 class Status(StrEnum):
@@ -68,7 +83,10 @@ class Outcome:
     length: int | None = None
 
     def __post_init__(self) -> None:
-        assert (self.reason is None) == (self.status in (Status.OK, Status.DUPLICATE)), (self.status, self.reason)
+        assert (self.reason is None) == (self.status in (Status.OK, Status.DUPLICATE, Status.REMOVED)), (
+            self.status,
+            self.reason,
+        )
 
 
 def row_key(shard: int, row: int, shard_rows: int) -> str:

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from cluster.parquet import write_table
 from cluster.workshop import Workshop
-from ingest.ledger import PAIRS_SCHEMA
+from ingest.ledger import PAIRS_SCHEMA, Mark
 from ingest.sources import Source
 
 
@@ -38,7 +38,7 @@ def build_pairs(
     committed = workshop.committed()
     rows = duplicates = shard = 0
     for table in _shards(source, shard_rows):
-        marked = sum(table["duplicate"].to_pylist())
+        marked = sum(mark == Mark.DUPLICATE for mark in table["mark"].to_pylist())
         if shard not in committed:
             started = time.monotonic()
             with workshop.attempt(shard) as attempt:
@@ -84,7 +84,9 @@ def _identified(source: Source) -> Iterator[pa.Table]:
                 "caption": caption_text,
                 "url_bytes": url_bytes,
                 "caption_bytes": caption_bytes,
-                "duplicate": duplicate,
+                "mark": [Mark.DUPLICATE if again else None for again in duplicate],
+                "stored_offset": [None] * len(ids),
+                "stored_length": [None] * len(ids),
             },
             schema=PAIRS_SCHEMA,
         )

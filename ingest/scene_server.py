@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from cluster.errors import UserError, WorkFailed
 from cluster.storage import Folder
 from ingest import scenes
-from ingest.config import ScenesConfig
+from ingest.source_config import ScenesConfig
 
 HOST = "127.0.0.1"
 OVERSIZED_BYTES = 1 << 31

@@ -18,7 +18,7 @@ from typing import Any
 import fsspec
 
 from cluster.errors import UserError
-from ingest.config import EvaluationSetConfig, SourceConfig
+from ingest.source_config import EvaluationSetConfig, SourceConfig
 from ingest.tables import Table, table_of
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")

@@ -15,7 +15,8 @@ from cluster.config import ClusterConfig
 from cluster.errors import UserError
 from cluster.settings import Section
 from embed.config import DedupConfig, EmbeddingsConfig, PcaConfig, ViewConfig
-from ingest.config import EvaluationSetConfig, ImagesConfig, SourceConfig
+from ingest.config import ImagesConfig
+from ingest.source_config import EvaluationSetConfig, SourceConfig
 from train.config import ClipConfig
 from train.families.config import DecoderConfig, PriorConfig, SamplesConfig, UpsamplerConfig
 

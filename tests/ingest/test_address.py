@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ingest.address import AddressPolicy, GuardedResolver, Refused, address_kind
-from ingest.config import parse_network
+from ingest.fetch_config import parse_network
 
 REFUSED_NETWORKS = [
     "0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.0.0.0/29",

@@ -1,7 +1,8 @@
 import pytest
 from pydantic import ValidationError
 
-from ingest.config import EvaluationSetConfig, ImagesConfig, ScenesConfig, SourceConfig
+from ingest.config import ImagesConfig
+from ingest.source_config import EvaluationSetConfig, ScenesConfig, SourceConfig
 
 
 def test_a_source_is_a_table_or_scenes_never_both():
@@ -36,7 +37,7 @@ def test_by_default_nothing_is_filtered_and_no_private_network_is_allowed():
 
 
 def test_patience_and_concurrency_are_no_content():
-    changed = ImagesConfig(concurrency=3, decode_threads=1, deadline_s=1, attempts=1, user_agent="x")
+    changed = ImagesConfig(concurrency=3, decode_processes=1, deadline_s=1, attempts=1, user_agent="x")
     assert changed.content_settings() == ImagesConfig().content_settings()
     assert ImagesConfig(size=64).content_settings() != ImagesConfig().content_settings()
     assert ImagesConfig(**ImagesConfig().model_dump(mode="json")) == ImagesConfig()

@@ -10,8 +10,9 @@ from hypothesis import settings as settings_of_hypothesis
 from hypothesis import strategies as st
 from PIL import Image
 
-from ingest.config import FiltersConfig, ImagesConfig
+from ingest.config import ImagesConfig
 from ingest.decode import Decoded, decode
+from ingest.decode_config import FiltersConfig
 from ingest.ledger import Status
 
 

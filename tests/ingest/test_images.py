@@ -123,7 +123,7 @@ def test_the_tar_holds_the_ok_rows_in_order_at_the_ledgers_offsets(
 
 def test_concurrency_and_threads_change_no_byte(pairs: Artifact, workshop: Callable[[str], Workshop]):
     first, _ = images(pairs, workshop("a"))
-    second, _ = images(pairs, workshop("b"), concurrency=2, decode_threads=1)
+    second, _ = images(pairs, workshop("b"), concurrency=2, decode_processes=2)
     assert first.content_digest == second.content_digest
 
 

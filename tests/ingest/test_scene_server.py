@@ -15,8 +15,8 @@ from PIL import Image
 
 from cluster.errors import UserError
 from ingest import scenes
-from ingest.config import ScenesConfig
 from ingest.scene_server import Misbehaviour, SceneServer, misbehaving_rows, scene_url, write_scene_tables
+from ingest.source_config import ScenesConfig
 from tests.ingest.conftest import free_port
 
 CONFIG = {"count": 300, "picture_size": 64, "heldout_captions": 8, "heldout_pairs": 8, "copies": 12}
@@ -80,7 +80,7 @@ def test_a_taken_port_is_one_clear_error(config: ScenesConfig):
 
 def test_the_server_ends_with_the_process_that_started_it(config: ScenesConfig):
     script = (
-        "import sys, time\nfrom ingest.config import ScenesConfig\nfrom ingest.scene_server import SceneServer\n"
+        "import sys, time\nfrom ingest.source_config import ScenesConfig\nfrom ingest.scene_server import SceneServer\n"
         "server = SceneServer(ScenesConfig.model_validate_json(sys.argv[1]))\nserver.start()\n"
         "print(server.pid, flush=True)\ntime.sleep(60)\n"
     )

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.errors import UserError
-from ingest.config import EvaluationSetConfig, SourceConfig
+from ingest.source_config import EvaluationSetConfig, SourceConfig
 from ingest.sources import FolderSource, open_evaluation_set, open_source, source_identity
 from tests.ingest.conftest import jpeg
 

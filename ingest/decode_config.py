@@ -1,0 +1,34 @@
+"""Settings of decoding, resizing and filtering."""
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from cluster.settings import Section
+
+ImageFormat = Literal["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"]
+
+
+class FiltersConfig(Section):
+    """Rows to leave out; every one is off (null) unless a recipe sets it."""
+
+    min_caption_characters: int | None = Field(default=None, ge=1)
+    max_caption_characters: int | None = Field(default=None, ge=1)
+    min_side: int | None = Field(default=None, ge=1, description="pixels of the smaller side of the original")
+    max_aspect_ratio: float | None = Field(default=None, ge=1, description="longer side over shorter side")
+
+
+class DecodeConfig(Section):
+    """How pictures are decoded, filtered and stored."""
+
+    size: int = Field(default=256, ge=8, le=4096)
+    resize: Literal["center_crop", "keep_ratio", "pad"] = "center_crop"
+    format: Literal["jpg", "png", "webp"] = "jpg"
+    quality: int = Field(default=95, ge=1, le=100)
+    accept: tuple[ImageFormat, ...] = Field(default=("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"), min_length=1)
+    max_pixels: int = Field(default=100_000_000, ge=1, description="of the original, read before any decoding")
+    filters: FiltersConfig = FiltersConfig()
+
+    decode_processes: int = Field(default=1, ge=1, le=64, description="of one worker")
+
+    NOT_CONTENT: ClassVar[frozenset[str]] = frozenset({"decode_processes"})
