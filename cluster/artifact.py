@@ -18,7 +18,8 @@ Claiming before settling means that a slow attempt from a killed run can never p
 
 A later *revision* of an artifact (its inputs changed, or a rebuild was asked for) writes `00000000-r2.tar`,
 `receipts/00000000-r2.json`, `shards-r2.parquet`, and replaces the manifest last; readers of the old one are not
-disturbed. Files have a logical name (`00000000.tar`) that never changes: use `Artifact.file`.
+disturbed. Shards that it need not change it *inherits*: its table names the earlier revision's files, and their
+receipts stay theirs. Files have a logical name (`00000000.tar`) that never changes: use `Artifact.file`.
 
 Two hashes. *Identity* is what was asked for: settings that shape content, inputs by content digest, code version.
 *Content digest* is over the shards' hashes in order, so that a rebuild with
@@ -32,50 +33,29 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from cluster.canonical import canonical_json, digest, sha256_bytes
 from cluster.errors import ArtifactNotFound, UserError, WorkFailed
+from cluster.shards import FileEntry as FileEntry
+from cluster.shards import ShardEntry as ShardEntry
+from cluster.shards import ShardTable
 from cluster.storage import Folder
 
 SCHEMA_VERSION = 1
-SHARDS_SCHEMA = pa.schema(
-    [
-        ("shard", pa.int32()),
-        (
-            "files",
-            pa.list_(
-                pa.struct(
-                    [("name", pa.string()), ("stored_as", pa.string()), ("sha256", pa.string()), ("bytes", pa.int64())]
-                )
-            ),
-        ),
-        ("sha256", pa.string()),
-        ("rows", pa.int64()),
-        ("counts", pa.map_(pa.string(), pa.int64())),
-    ]
-)
-
-
-@dataclass(frozen=True)
-class FileEntry:
-    """A data file of a shard: its logical name, where its bytes lie, and what they are."""
-
-    name: str
-    stored_as: str
-    sha256: str
-    bytes: int
 
 
 @dataclass(frozen=True)
 class Receipt:
-    """Proof that a shard is done. `files`, `rows` and `counts` are content; the rest tells how it came about."""
+    """Proof that a shard is done. `files`, `rows` and `counts` are content; the rest tells how it came about.
+
+    `made_from` is the digest of the input shards that it was made from, "" where it has none of its own: a later
+    revision takes over the shards whose inputs are the same.
+    """
 
     shard: int
     files: tuple[FileEntry, ...]
     rows: int
     counts: dict[str, int]
+    made_from: str = ""
     stats: dict[str, Any] = field(default_factory=dict)
     attempt: str = ""
     host: str = ""
@@ -94,16 +74,10 @@ class Receipt:
         """Hash of the shard's content: logical names and bytes, not where they are stored."""
         return digest([[entry.name, entry.sha256] for entry in self.files])
 
-
-@dataclass(frozen=True)
-class ShardEntry:
-    """A row of `shards.parquet`."""
-
-    shard: int
-    files: tuple[FileEntry, ...]
-    sha256: str
-    rows: int
-    counts: dict[str, int]
+    @property
+    def entry(self) -> ShardEntry:
+        """What of it stands in the table of shards."""
+        return ShardEntry(self.shard, self.files, self.sha256, self.rows, self.counts, self.made_from)
 
 
 @dataclass(frozen=True)
@@ -197,44 +171,35 @@ class Artifact:
         return int(self.manifest.totals["shards"])
 
     @functools.cached_property
-    def shards(self) -> list[ShardEntry]:
+    def shards(self) -> ShardTable:
         """All shards in order. Raises `WorkFailed` where the table is not the one that the manifest names."""
-        data = self.folder.read(self.manifest.shards)
-        if sha256_bytes(data) != self.manifest.shards_sha256:
-            raise WorkFailed(f"{self.uri}/{self.manifest.shards} is not the table that its manifest names.")
-        # On this thread alone: a process that ends right after pyarrow (26) has started one for a buffer aborts.
-        table = pq.ParquetFile(pa.BufferReader(data), pre_buffer=False).read(use_threads=False)
-        return [
-            ShardEntry(
-                shard=row["shard"],
-                files=tuple(FileEntry(**entry) for entry in row["files"]),
-                sha256=row["sha256"],
-                rows=row["rows"],
-                counts=dict(row["counts"]),
-            )
-            for row in table.to_pylist()
-        ]
-
-    @functools.cached_property
-    def _files(self) -> dict[str, FileEntry]:
-        return {entry.name: entry for shard in self.shards for entry in shard.files}
+        return _read_shards(self.uri, self.manifest.shards, self.manifest.shards_sha256)
 
     def has(self, name: str) -> bool:
-        return name in self._files
+        return self.shards.file(name) is not None
 
     def file(self, name: str) -> Path:
         """A path on this machine with the bytes of the file of that logical name."""
-        if name not in self._files:
-            raise WorkFailed(f"{self.uri} has no file {name!r}; it has {', '.join(sorted(self._files)[:8])}.")
-        return self.folder.local_path(self._files[name].stored_as)
+        entry = self.shards.file(name)
+        if entry is None:
+            some = [file.name for shard in self.shards[:8] for file in shard.files][:8]
+            raise WorkFailed(f"{self.uri} has no file {name!r}; it has {', '.join(some)}.")
+        return self.folder.local_path(entry.stored_as)
 
     def receipt(self, shard: int) -> Receipt:
-        """The receipt of a shard, of the newest revision up to the manifest's that has one."""
-        for revision in range(self.manifest.revision, 0, -1):
-            name = receipt_name(shard, revision)
-            if self.folder.exists(name):
-                return Receipt.from_bytes(self.folder.read(name))
-        raise WorkFailed(f"{self.uri} has no receipt of shard {shard}.")
+        """The receipt of the files that the manifest names for a shard, whatever revisions lie beside it."""
+        entry, found = self.shards[shard], False
+        for revision in revisions_of(entry, self.manifest.revision):
+            try:
+                receipt = Receipt.from_bytes(self.folder.read(receipt_name(shard, revision)))
+            except FileNotFoundError:
+                continue
+            if receipt.entry == entry:
+                return receipt
+            found = True
+        if found:
+            raise WorkFailed(f"shard {shard}: receipt and {self.manifest.shards} of {self.uri} disagree")
+        raise WorkFailed(f"shard {shard}: its receipt is missing from {self.uri}")
 
     def stats(self, shard: int) -> dict[str, Any]:
         """How the shard came about (times, hosts, attempts): no content."""
@@ -250,13 +215,34 @@ def read_manifest(folder: Folder) -> Manifest | None:
 
 
 def read_requests(folder: Folder) -> dict[int, dict[str, Any]]:
-    """Every request ever made at `folder`, by revision: {"identity": …, "environment": …}."""
-    found = {}
-    for name in folder.names():
-        if name.startswith("request") and name.endswith(".json"):
-            revision = 1 if name == "request.json" else int(name.removeprefix("request-r").removesuffix(".json"))
-            found[revision] = json.loads(folder.read(name))
-    return found
+    """Every request ever made at `folder`, by revision: {"identity": …, "environment": …, "amends": …}.
+
+    They are numbered without gaps and never deleted: no listing, which may be of 10⁶ files, is needed to find them.
+    """
+    found: dict[int, dict[str, Any]] = {}
+    while True:
+        try:
+            found[len(found) + 1] = json.loads(folder.read(revised("request.json", len(found) + 1)))
+        except (FileNotFoundError, NotADirectoryError):
+            return found
+
+
+@functools.lru_cache(maxsize=8)
+def _read_shards(uri: str, name: str, sha256: str) -> ShardTable:
+    """Read once a process: a worker opens the same artifact for every shard that it works on."""
+    data = Folder(uri).read(name)
+    if sha256_bytes(data) != sha256:
+        raise WorkFailed(f"{uri}/{name} is not the table that its manifest names.")
+    return ShardTable.from_bytes(data)
+
+
+def revisions_of(entry: ShardEntry, newest: int) -> list[int]:
+    """The revisions that can have written an entry's files, newest first: their stored names say which."""
+    return [
+        revision
+        for revision in range(newest, 0, -1)
+        if all(file.stored_as == revised(file.name, revision) for file in entry.files)
+    ]
 
 
 def receipt_name(shard: int, revision: int) -> str:

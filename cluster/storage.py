@@ -8,6 +8,7 @@ On a local disk these are rename, hard link and rename, each followed by an fsyn
 one PUT, one conditional PUT (`If-None-Match: *`), and a copy.
 """
 
+import errno
 import os
 import shutil
 import tempfile
@@ -19,7 +20,9 @@ from typing import IO, Any, cast
 
 import fsspec
 
-from cluster.errors import UserError
+from cluster.errors import UserError, WorkFailed
+
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class Folder:
@@ -86,12 +89,16 @@ class Folder:
         _sync_folder(Path(self._at(name)).parent)
 
     def create(self, name: str, data: bytes) -> bool:
-        """Create the file if nobody has; say whether it was us. Never leaves half a file."""
+        """Create the file if nobody has; say whether it was us. Never leaves half a file.
+
+        `data` must be the writer's own (it names an attempt, a process): a store whose answer was lost is asked again,
+        and what it then finds there may be what it has just stored for us.
+        """
         if not self.local:
             try:
                 self._fs.pipe_file(self._at(name), data, mode="create")
             except FileExistsError:
-                return False
+                return self.read(name) == data
             return True
         with self._private(name) as private:
             private.write_bytes(data)
@@ -172,6 +179,20 @@ class Folder:
             yield private
         finally:
             private.unlink(missing_ok=True)
+
+
+@contextmanager
+def told_when_full(place: str) -> Iterator[None]:
+    """A full disk, in words that say which and what to do. What was committed before stays committed."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise WorkFailed(
+            f"no space left for {place} ({error.strerror}). Free some on that disk and run again: what is done stays "
+            f"done; or choose another --out."
+        ) from error
 
 
 _downloads: tempfile.TemporaryDirectory[str] | None = None
