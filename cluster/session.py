@@ -10,23 +10,16 @@ Pools and gangs outlive a stage: the next stage that asks for the same finds its
 deepspeed cost seconds). Asking for another kind ends the one before, since both may want every CPU.
 """
 
-import collections
-import importlib
 import os
 import socket
 import threading
-import time
-import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 from cluster.canonical import digest
 from cluster.config import ClusterConfig
 from cluster.errors import UnclipError, UserError, WorkFailed
-
-Plain = dict[str, Any]
-POLL_S = 0.25
-START_TIMEOUT_S = 120.0
+from cluster.pool import POLL_S, START_TIMEOUT_S, Plain, ShardPool, failure_reason, load
 
 
 class Session:
@@ -35,7 +28,7 @@ class Session:
     def __init__(self, config: ClusterConfig) -> None:
         self._config = config
         self._ray: Any = None
-        self._pool: tuple[str, list[Any]] | None = None
+        self._pool: tuple[str, ShardPool] | None = None
         self._gang: tuple[list[Any], Any] | None = None
 
     def __enter__(self) -> Self:
@@ -57,48 +50,30 @@ class Session:
         kwargs: Plain,
         tasks: Sequence[Plain],
         *,
+        shared: tuple[str, Plain] | None = None,
+        in_flight: int = 1,
         on_result: Callable[[Plain, Plain], None] = lambda task, result: None,
+        on_shared: Callable[[Plain], None] = lambda report: None,
     ) -> None:
-        """`worker(**kwargs).process(task)` for every task, on a pool of actors, one task in flight an actor.
+        """`worker(**kwargs).process(task)` for every task, on a pool of actors, each after one `setup()`.
 
         A task whose actor dies or raises is tried again, elsewhere; one that fails `shard_attempts` times is poisoned:
         the others are finished first, then `WorkFailed` names it and why. An `UnclipError` is not tried again.
+
+        `in_flight`  tasks at once in one actor: `process` is then called from that many threads
+        `shared`     a class and its kwargs: one instance for all workers, in a process of its own. Their `setup` gets
+                     `ask=`: ask(method, *args) → concurrent.futures.Future. `on_shared` gets its `report()` about once
+                     a second. When its process dies a new instance takes over, with nothing of the old one's state.
         """
         if not tasks:
             return
-        ray = self._start()
-        actors = self._shard_pool(worker, kwargs, min(self._config.shard_actors, len(tasks)))
-        waiting = collections.deque(tasks)
-        failures: collections.Counter[int] = collections.Counter()
-        poisoned: dict[int, str] = {}
-        idle = list(actors)
-        in_flight: dict[Any, tuple[Any, Plain]] = {}
-        while waiting or in_flight:
-            while waiting and idle:
-                actor, task = idle.pop(), waiting.popleft()
-                in_flight[actor.process.remote(task)] = (actor, task)
-            done, _ = ray.wait(list(in_flight), num_returns=1, timeout=POLL_S)
-            for reference in done:
-                actor, task = in_flight.pop(reference)
-                try:
-                    result = ray.get(reference)
-                except ray.exceptions.RayError as error:
-                    reason, final = _reason(ray, error)
-                    if isinstance(error, ray.exceptions.ActorDiedError | ray.exceptions.ActorUnavailableError):
-                        actors.remove(actor)
-                        actor = self._shard_actor(worker, kwargs)
-                        actors.append(actor)
-                    failures[id(task)] += 1
-                    if final or failures[id(task)] >= self._config.shard_attempts:
-                        poisoned[task["shard"]] = reason
-                    else:
-                        waiting.append(task)
-                else:
-                    on_result(task, result)
-                idle.append(actor)
-        if poisoned:
-            lines = "\n".join(f"  shard {shard}: {reason}" for shard, reason in sorted(poisoned.items())[:8])
-            raise WorkFailed(f"{len(poisoned)} of {len(tasks)} shards failed; the others are done.\n{lines}")
+        pool = self._shard_pool(worker, kwargs, shared, in_flight)
+        try:
+            size = min(self._config.shard_actors, len(tasks))
+            pool.run(tasks, size=size, on_result=on_result, on_shared=on_shared)
+        finally:
+            if pool.busy:
+                self._release()
 
     def run_gang(
         self, function: str, payload: Plain, *, on_report: Callable[[Plain], None] = lambda report: None
@@ -133,7 +108,7 @@ class Session:
             cause = getattr(error, "cause", None)
             if isinstance(cause, UnclipError):
                 raise cause from None
-            raise WorkFailed(f"{function} failed: {_reason(ray, error)[0]}") from error
+            raise WorkFailed(f"{function} failed: {failure_reason(ray, error)[0]}") from error
         except BaseException:
             self._release()
             raise
@@ -165,17 +140,15 @@ class Session:
     def _least_cpus(self) -> int:
         return max(self._config.shard_actors, self._config.gang_size)
 
-    def _shard_pool(self, worker: str, kwargs: Plain, size: int) -> list[Any]:
-        key = digest([worker, kwargs])
+    def _shard_pool(self, worker: str, kwargs: Plain, shared: tuple[str, Plain] | None, in_flight: int) -> ShardPool:
+        ray = self._start()
+        key = digest([worker, kwargs, shared, in_flight])
         if self._pool is None or self._pool[0] != key:
             self._release()
-            self._pool = (key, [])
-        actors = self._pool[1]
-        actors += [self._shard_actor(worker, kwargs) for _ in range(size - len(actors))]
-        return actors
-
-    def _shard_actor(self, worker: str, kwargs: Plain) -> Any:
-        return self._ray.remote(_ShardActor).options(num_cpus=1, max_restarts=0).remote(worker, kwargs)
+            attempts = self._config.shard_attempts
+            pool = ShardPool(ray, worker, kwargs, shared=shared, in_flight=in_flight, attempts=attempts)
+            self._pool = (key, pool)
+        return self._pool[1]
 
     def _members(self) -> list[Any]:
         ray, size = self._ray, self._config.gang_size
@@ -210,26 +183,14 @@ class Session:
         return self._gang[0]
 
     def _release(self) -> None:
-        """End the pool and the gang, and wait until their CPUs are free."""
-        actors = list(self._pool[1]) if self._pool else []
+        """End the pool and the gang; their CPUs are free soon after."""
+        if self._pool:
+            self._pool[1].release()
         if self._gang:
-            actors += self._gang[0]
-        for actor in actors:
-            self._ray.kill(actor, no_restart=True)
-        if self._gang:
+            for member in self._gang[0]:
+                self._ray.kill(member, no_restart=True)
             self._ray.util.remove_placement_group(self._gang[1])
         self._pool = self._gang = None
-
-
-class _ShardActor:
-    def __init__(self, worker: str, kwargs: Plain) -> None:
-        self._worker = _load(worker)(**kwargs)
-        self._worker.setup()
-
-    def process(self, task: Plain) -> Plain:
-        started = time.monotonic()
-        result: Plain = self._worker.process(task)
-        return {"seconds": time.monotonic() - started} | result
 
 
 class _Member:
@@ -264,7 +225,7 @@ class _Member:
             os.environ["DS_ACCELERATOR"] = "cpu"
 
     def run(self, function: str, payload: Plain) -> Plain:
-        result: Plain = _load(function)(payload, self._report)
+        result: Plain = load(function)(payload, self._report)
         return result
 
     def _report(self, report: Plain) -> None:
@@ -275,18 +236,3 @@ class _Member:
         with self._lock:
             taken, self._reports = self._reports, []
         return taken
-
-
-def _load(path: str) -> Any:
-    module, _, name = path.partition(":")
-    return getattr(importlib.import_module(module), name)
-
-
-def _reason(ray: Any, error: Exception) -> tuple[str, bool]:
-    """Why a task failed, for a person, and whether trying again is pointless."""
-    cause = getattr(error, "cause", None)
-    if isinstance(cause, UnclipError):
-        return str(cause), True
-    if isinstance(error, ray.exceptions.RayTaskError):
-        return "".join(traceback.format_exception_only(cause or error)).strip() + f"\n{error}", False
-    return f"its process died ({type(error).__name__})", False
