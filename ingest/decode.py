@@ -6,13 +6,14 @@ input gives equal bytes. A picture that ends early is undecodable: half an image
 
 import hashlib
 import io
-from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from ingest.config import ImagesConfig
-from ingest.ledger import Outcome, Status
+from ingest.decode_config import DecodeConfig
+from ingest.filters import Filters
+from ingest.outcome import Decoded as Decoded
+from ingest.outcome import Outcome, Status
 
 # The limit is ours and is checked before decoding; Pillow's would warn from worker threads and raise at its own size.
 Image.MAX_IMAGE_PIXELS = None
@@ -22,14 +23,6 @@ _SWAPS_SIDES = frozenset({5, 6, 7, 8})
 _PILLOW_FORMAT = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}
 
 
-@dataclass(frozen=True)
-class Decoded:
-    """`data` where the row is ok; `outcome` in any case, without the member's place in the tar."""
-
-    data: bytes | None
-    outcome: Outcome
-
-
 class _Rejected(Exception):
     def __init__(self, status: Status, reason: str) -> None:
         super().__init__(reason)
@@ -37,7 +30,7 @@ class _Rejected(Exception):
         self.reason = reason
 
 
-def decode(body: bytes, config: ImagesConfig) -> Decoded:
+def decode(body: bytes, config: DecodeConfig, filters: Filters, url: str = "", caption: str = "") -> Decoded:
     """Never raises for what bytes hold."""
     image_sha256 = hashlib.sha256(body).hexdigest()
     original: tuple[int, int] | None = None
@@ -63,7 +56,7 @@ def decode(body: bytes, config: ImagesConfig) -> Decoded:
     return Decoded(data, outcome)
 
 
-def _opened(body: bytes, config: ImagesConfig) -> Image.Image:
+def _opened(body: bytes, config: DecodeConfig) -> Image.Image:
     """The picture with only its header read."""
     try:
         return Image.open(io.BytesIO(body), formats=config.accept)
@@ -90,7 +83,7 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _check_size(size: tuple[int, int], config: ImagesConfig) -> None:
+def _check_size(size: tuple[int, int], config: DecodeConfig) -> None:
     width, height = size
     if width < 1 or height < 1:
         raise _Rejected(Status.UNDECODABLE, "corrupt_header")
@@ -103,7 +96,7 @@ def _check_size(size: tuple[int, int], config: ImagesConfig) -> None:
         raise _Rejected(Status.FILTERED, "aspect_ratio")
 
 
-def _loaded(image: Image.Image, config: ImagesConfig) -> Image.Image:
+def _loaded(image: Image.Image, config: DecodeConfig) -> Image.Image:
     """All pixels, upright, RGB."""
     try:
         if image.format in ("JPEG", "MPO") and config.resize != "pad":
@@ -144,7 +137,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def resized(image: Image.Image, config: ImagesConfig) -> Image.Image:
+def resized(image: Image.Image, config: DecodeConfig) -> Image.Image:
     """To `config.size`: down by area average, up by Lanczos."""
     width, height = image.size
     size = config.size
@@ -169,7 +162,7 @@ def _filter(source: int, target: int) -> Image.Resampling:
     return Image.Resampling.BOX if source > target else Image.Resampling.LANCZOS
 
 
-def encoded(image: Image.Image, config: ImagesConfig) -> bytes:
+def encoded(image: Image.Image, config: DecodeConfig) -> bytes:
     """Without metadata: Pillow would copy what it finds in `info`."""
     image.info = {}
     packed = io.BytesIO()

@@ -1,15 +1,17 @@
 """The ledger: one row for every row of the `pairs` shard, each in exactly one terminal state.
 
-`reason` is content: a short fixed word that depends on the row and the remote answer only. No address of ours, no
-time, no library's message is in it, so that two runs which saw the same web write the same bytes.
+Its words (`Status`, and what a `reason` may be) are in `ingest.outcome`.
 """
 
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from enum import StrEnum
 from typing import Any
 
 import pyarrow as pa
+
+from ingest.outcome import Outcome as Outcome
+from ingest.outcome import Status as Status
 
 PAIR_COLUMNS = (
     pa.field("source_file", pa.string(), nullable=False),
@@ -55,38 +57,6 @@ class Mark(StrEnum):
 
     DUPLICATE = "duplicate"
     REMOVED = "removed"
-
-
-class Status(StrEnum):
-    OK = "ok"
-    FETCH_FAILED = "fetch_failed"
-    REFUSED = "refused"
-    UNDECODABLE = "undecodable"
-    FILTERED = "filtered"
-    DUPLICATE = "duplicate"
-    REMOVED = "removed"
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a row ended. The fields after `reason` are set as far as the row came."""
-
-    status: Status
-    reason: str | None = None
-    image_sha256: str | None = None
-    stored_sha256: str | None = None
-    width: int | None = None
-    height: int | None = None
-    original_width: int | None = None
-    original_height: int | None = None
-    offset: int | None = None
-    length: int | None = None
-
-    def __post_init__(self) -> None:
-        assert (self.reason is None) == (self.status in (Status.OK, Status.DUPLICATE, Status.REMOVED)), (
-            self.status,
-            self.reason,
-        )
 
 
 def row_key(shard: int, row: int, shard_rows: int) -> str:

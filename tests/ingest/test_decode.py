@@ -11,13 +11,18 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ingest.config import ImagesConfig
-from ingest.decode import Decoded, decode
+from ingest.decode import decode as decode_with
 from ingest.decode_config import FiltersConfig
-from ingest.ledger import Status
+from ingest.filters import Filters
+from ingest.outcome import Decoded, Status
 
 
 def settings(**changed: object) -> ImagesConfig:
     return ImagesConfig(**{"size": 32, "format": "png", **changed})  # type: ignore[arg-type]
+
+
+def decode(body: bytes, config: ImagesConfig) -> Decoded:
+    return decode_with(body, config, Filters(config.filters, {}))
 
 
 def packed(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:

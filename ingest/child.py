@@ -1,0 +1,88 @@
+"""A process that decodes pictures and judges pairs, and whose death costs one row.
+
+It lives in the middle of hostile bytes and native decoders, so the kernel holds its limits: memory beyond what it has
+at rest (RLIMIT_AS), and CPU time for each job (a timer whose signal kills). It ends with its parent, whose death it
+learns from the end of its input, or from the kernel while it is busy. Imported here is only what decoding needs.
+"""
+
+import ctypes
+import json
+import os
+import resource
+import signal
+import sys
+import warnings
+from dataclasses import asdict
+from typing import Any
+
+from cluster.errors import UserError
+from ingest.decode import decode
+from ingest.decode_config import DecodeConfig
+from ingest.filters import Filters
+from ingest.frames import JUDGE, LIST, SETTINGS, read_request, write_answer
+from ingest.outcome import Outcome
+
+_PR_SET_PDEATHSIG = 1
+
+
+def main() -> None:
+    """`sys.argv[1]` is the id of the process to work for."""
+    _die_with(int(sys.argv[1]))
+    # Answers go to a descriptor of their own, so that what a library prints does not land among them.
+    answers = os.dup(1)
+    os.dup2(2, 1)
+    requests = os.fdopen(0, "rb", buffering=1 << 16)
+    # Pillow warns about metadata that it cannot read; what a picture's row says is in the ledger.
+    warnings.simplefilter("ignore")
+    first = read_request(requests)
+    if first is None:
+        return
+    kind, body, _, _ = first
+    assert kind == SETTINGS
+    plain = json.loads(body)
+    config = DecodeConfig.model_validate(plain["config"])
+    lists: dict[str, bytes] = {}
+    for _ in range(plain["lists"]):
+        frame = read_request(requests)
+        if frame is None:
+            return
+        assert frame[0] == LIST
+        lists[frame[2]] = frame[1]
+    try:
+        filters = Filters(config.filters, lists)
+    except UserError as error:
+        write_answer(answers, {"wrong": str(error)})
+        return
+    del lists
+    _limit_memory(config.decode_memory_bytes)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
+    write_answer(answers, {"ready": True})
+    while (job := read_request(requests)) is not None:
+        kind, body, url, caption = job
+        signal.setitimer(signal.ITIMER_PROF, config.decode_deadline_s)
+        if kind == JUDGE:
+            write_answer(answers, {"reasons": [filters.pair(*pair) for pair in json.loads(body)]})
+        else:
+            decoded = decode(body, config, filters, url, caption)
+            write_answer(answers, _set_fields(decoded.outcome), decoded.data or b"")
+            del decoded
+        del job, body
+
+
+def _set_fields(outcome: Outcome) -> dict[str, Any]:
+    return {name: value for name, value in asdict(outcome).items() if value is not None}
+
+
+def _die_with(parent: int) -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before the line above
+        sys.exit(0)
+
+
+def _limit_memory(beyond_rest: int) -> None:
+    with open("/proc/self/statm") as file:
+        at_rest = int(file.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (at_rest + beyond_rest, at_rest + beyond_rest))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
