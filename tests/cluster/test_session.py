@@ -1,7 +1,10 @@
 """Pools and gangs on a real Ray."""
 
 import os
+import signal
+import threading
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,6 +37,45 @@ class Worker:
         if task.get("refuses"):
             raise UserError(f"shard {shard} asks for the impossible")
         return {"rows": shard, "pid": os.getpid(), "setups": self.setups}
+
+
+class Tally:
+    """One for all workers."""
+
+    def __init__(self, start: int) -> None:
+        self.count = start
+
+    def add(self, number: int) -> dict[str, int]:
+        self.count += number
+        return {"count": self.count, "pid": os.getpid()}
+
+    def report(self) -> dict[str, int]:
+        return {"count": self.count, "pid": os.getpid()}
+
+
+class Crowded:
+    """Several tasks at once in one process; a poisoned one takes all of them with it."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+        self.lock = threading.Lock()
+        self.present = self.most = 0
+
+    def setup(self, ask: Any = None) -> None:
+        self.ask = ask
+
+    def process(self, task: dict[str, Any]) -> dict[str, Any]:
+        with self.lock:
+            self.present += 1
+            self.most = max(self.most, self.present)
+        time.sleep(task.get("takes_s", 0.3))
+        (self.folder / f"{task['shard']}-{uuid.uuid4().hex}").touch()
+        if task.get("dies"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        with self.lock:
+            self.present -= 1
+        told = self.ask("add", task["adds"]).result(60) if "adds" in task else {}
+        return {"most": self.most, "pid": os.getpid()} | told
 
 
 def member(payload: dict[str, Any], report: Any) -> dict[str, Any]:
@@ -78,6 +120,87 @@ def test_a_poisoned_shard_is_named_after_the_others_are_done(session: Session, t
 
 
 @pytest.mark.slow
+def test_an_actor_works_on_several_shards_at_once(session: Session, tmp_path: Path) -> None:
+    results: list[dict[str, Any]] = []
+    tasks = [{"shard": shard} for shard in range(12)]
+    session.map_shards(
+        f"{HERE}:Crowded",
+        {"folder": str(tmp_path)},
+        tasks,
+        in_flight=3,
+        on_result=lambda task, result: results.append(result),
+    )
+    assert len(results) == 12 and max(result["most"] for result in results) == 3
+
+
+@pytest.mark.slow
+def test_a_shard_that_kills_its_process_is_found_among_its_neighbours(session: Session, tmp_path: Path) -> None:
+    done: list[int] = []
+    tasks = [{"shard": shard, "dies": shard == 4} for shard in range(12)]
+    with pytest.raises(WorkFailed, match=r"1 of 12 shards failed; the others are done\.\n  shard 4: its process died"):
+        session.map_shards(
+            f"{HERE}:Crowded",
+            {"folder": str(tmp_path)},
+            tasks,
+            in_flight=4,
+            on_result=lambda task, result: done.append(task["shard"]),
+        )
+    assert sorted(done) == [shard for shard in range(12) if shard != 4]
+    tries = [len(list(tmp_path.glob(f"{shard}-*"))) for shard in range(12)]
+    assert tries[4] == 4 and max(tries[:4] + tries[5:]) <= 2  # once in company, then three times alone
+
+
+@pytest.mark.slow
+def test_where_every_shard_fails_the_run_gives_up(session: Session, tmp_path: Path) -> None:
+    tasks = [{"shard": shard, "refuses": True} for shard in range(200)]
+    with pytest.raises(WorkFailed, match=r"of 200 shards failed one after another; the rest was not tried"):
+        run(session, tmp_path, tasks)
+
+
+@pytest.mark.slow
+def test_one_shared_instance_serves_all_workers_and_outlives_its_process(session: Session, tmp_path: Path) -> None:
+    reports: list[dict[str, int]] = []
+    results: list[dict[str, int]] = []
+
+    def on_shared(report: dict[str, int]) -> None:
+        if not reports:
+            os.kill(report["pid"], signal.SIGKILL)
+        reports.append(report)
+
+    session.map_shards(
+        f"{HERE}:Crowded",
+        {"folder": str(tmp_path)},
+        [{"shard": shard, "adds": 1} for shard in range(80)],
+        shared=(f"{HERE}:Tally", {"start": 1000}),
+        in_flight=2,
+        on_result=lambda task, result: results.append(result),
+        on_shared=on_shared,
+    )
+    before, after = (
+        [result["count"] for result in results if (result["pid"] == reports[0]["pid"]) == first]
+        for first in (True, False)
+    )
+    assert len(results) == 80 and len({report["pid"] for report in reports}) == 2
+    assert sorted(after) == list(range(1001, 1001 + len(after)))  # the new one knows nothing of the old one
+    assert sorted(before) == sorted(set(before)) and min(before) == 1001
+
+
+@pytest.mark.slow
+def test_more_processes_than_the_cluster_has_room_for_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, session: Session
+) -> None:
+    monkeypatch.setattr("cluster.pool.START_TIMEOUT_S", 4.0)
+    session.map_shards(f"{HERE}:Worker", {"folder": str(tmp_path)}, [{"shard": 0}])
+    crowd = Session(ClusterConfig(shard_actors=5))
+    crowd._ray = session._ray
+    with pytest.raises(WorkFailed, match=r"found no place in 4 s.*the cluster has 2 on 1 nodes.*cluster\.shard_actors"):
+        crowd.map_shards(
+            f"{HERE}:Crowded", {"folder": str(tmp_path)}, [{"shard": shard, "takes_s": 9} for shard in range(9)]
+        )
+    crowd._release()
+
+
+@pytest.mark.slow
 def test_a_gang_knows_its_ranks_and_reports_while_it_works(session: Session) -> None:
     reports: list[dict[str, Any]] = []
     results = session.run_gang(f"{HERE}:member", {}, on_report=reports.append)
@@ -97,11 +220,11 @@ def test_a_member_that_fails_ends_its_fellows(session: Session) -> None:
 
 @pytest.mark.slow
 def test_pools_and_gangs_are_warm_for_the_next_stage(session: Session, tmp_path: Path) -> None:
-    pids = [
-        {result["pid"] for result in run(session, tmp_path, [{"shard": shard} for shard in range(2)]).values()}
+    first, second = (
+        {result["pid"] for result in run(session, tmp_path, [{"shard": shard} for shard in range(20)]).values()}
         for _ in range(2)
-    ]
-    assert pids[0] == pids[1]
+    )
+    assert first <= second
     assert session.call(f"{HERE}:member", {})["RANK"] == "0"
 
 
