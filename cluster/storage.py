@@ -67,6 +67,18 @@ class Folder:
         except (FileNotFoundError, NotADirectoryError):
             return []
 
+    def folders(self) -> list[str]:
+        """Those of the immediate children that are folders."""
+        try:
+            if self.local:
+                with os.scandir(self._path) as entries:
+                    return sorted(entry.name for entry in entries if entry.is_dir())
+            self._fs.invalidate_cache(self._path)
+            entries = self._fs.ls(self._path, detail=True)
+            return sorted(e["name"].rstrip("/").rsplit("/", 1)[-1] for e in entries if e["type"] == "directory")
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
     def read(self, name: str) -> bytes:
         with self.open(name) as file:
             return file.read()
