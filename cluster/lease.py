@@ -7,6 +7,7 @@ The highest number holds the run. A holder that lost its lease (it slept through
 when it is about to publish, and publishes nothing.
 """
 
+import contextlib
 import json
 import os
 import socket
@@ -83,7 +84,8 @@ class Lease:
 
     def _beat(self) -> None:
         while not self._stopped.wait(self._heartbeat_s):
-            self._folder.write(self._name, self._body(released=False))
+            with contextlib.suppress(OSError, WorkFailed):  # a full disk, a store that is out: the next beat may pass
+                self._folder.write(self._name, self._body(released=False))
 
 
 def holder(leases: Folder) -> dict[str, Any] | None:

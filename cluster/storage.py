@@ -94,11 +94,11 @@ class Folder:
         if not self.local:
             self._fs.pipe_file(self._at(name), data)
             return
-        with self._private(name) as private:
+        with told_when_full(self.uri), self._private(name) as private:
             private.write_bytes(data)
             _sync_file(private)
             os.replace(private, self._at(name))
-        _sync_folder(Path(self._at(name)).parent)
+            _sync_folder(Path(self._at(name)).parent)
 
     def create(self, name: str, data: bytes) -> bool:
         """Create the file if nobody has; say whether it was us. Never leaves half a file.
@@ -112,14 +112,14 @@ class Folder:
             except FileExistsError:
                 return self.read(name) == data
             return True
-        with self._private(name) as private:
+        with told_when_full(self.uri), self._private(name) as private:
             private.write_bytes(data)
             _sync_file(private)
             try:
                 os.link(private, self._at(name))
             except FileExistsError:
                 return False
-        _sync_folder(Path(self._at(name)).parent)
+            _sync_folder(Path(self._at(name)).parent)
         return True
 
     def upload(self, source: Path, name: str) -> None:
@@ -128,17 +128,19 @@ class Folder:
             self._fs.put_file(str(source), self._at(name))
             return
         target = Path(self._at(name))
-        if source != target:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.move(source, target)
-        _sync_file(target)
+        with told_when_full(self.uri):
+            if source != target:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.move(source, target)
+            _sync_file(target)
 
     def settle(self, private: str, public: str) -> None:
         """Move a finished file to its public name. Repeatable: a second call finds the work done."""
         try:
             if self.local:
-                os.replace(self._at(private), self._at(public))
-                _sync_folder(Path(self._at(public)).parent)
+                with told_when_full(self.uri):
+                    os.replace(self._at(private), self._at(public))
+                    _sync_folder(Path(self._at(public)).parent)
             else:
                 self._fs.copy(self._at(private), self._at(public))
                 self._fs.rm_file(self._at(private))
@@ -162,7 +164,8 @@ class Folder:
         """Create the folder. Raises `UserError` where nothing can be written."""
         try:
             if self.local:
-                os.makedirs(self._path, exist_ok=True)
+                with told_when_full(self.uri):
+                    os.makedirs(self._path, exist_ok=True)
                 if not os.access(self._path, os.W_OK | os.X_OK):
                     raise PermissionError(13, "permission denied")
             else:

@@ -123,12 +123,11 @@ class Workshop:
         if missing:
             raise WorkFailed(f"{self.folder.uri} cannot be published: no receipt of shards {missing[:8]}.")
         self.recover()
-        with told_when_full(self.folder.uri):
-            table = ShardTable.from_entries(self._entries(shard_count, inherit))
-            manifest, shards = _roll_up(self.request, self.revision, table)
-            self.folder.write(manifest.shards, shards)
-            fence()
-            self.folder.write("manifest.json", manifest.to_bytes())
+        table = ShardTable.from_entries(self._entries(shard_count, inherit))
+        manifest, shards = _roll_up(self.request, self.revision, table)
+        self.folder.write(manifest.shards, shards)
+        fence()
+        self.folder.write("manifest.json", manifest.to_bytes())
         self.folder.delete(STAGING)
         return Artifact(self.folder, manifest)
 
@@ -251,7 +250,7 @@ def begin(
 
 
 def _roll_up(request: Request, revision: int, table: ShardTable) -> tuple[Manifest, bytes]:
-    with tempfile.TemporaryDirectory(prefix="unclip-") as scratch:
+    with told_when_full(tempfile.gettempdir()), tempfile.TemporaryDirectory(prefix="unclip-") as scratch:
         table.write(path := Path(scratch) / "shards.parquet")
         shards = path.read_bytes()
     manifest = Manifest(
