@@ -1,60 +1,91 @@
-"""Rows of a captioned-URL table, streamed, as the raw bytes that the file holds.
+"""Rows of a source, streamed, as the raw bytes that its files hold: tables, tars of pictures, folders of pictures.
 
 Everything that is wrong with a table as a whole (no file, no such column, no rows, numbers for captions) is a
-`UserError` from `open_source`, before any work. What is wrong with one value costs that value only: text stays bytes
+`UserError` as it is opened, before any work. What is wrong with one value costs that value only: text stays bytes
 here, and `partition` decides what is valid UTF-8.
 
-`source_file` is a file's path below the deepest folder that all the source's files share: moving the whole source
-changes nothing.
+A source that brings its pictures says where they are (`pictures()`), and `ingest.brought` reads them. Such a row's URL
+is the one that the picture was downloaded from, where that is known; else it is a name that no other row has.
 """
 
-import hashlib
 import os
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-import fsspec
-
 from cluster.errors import UserError
+from ingest.presets import TableFormat
 from ingest.source_config import EvaluationSetConfig, SourceConfig
+from ingest.source_files import FileFacts, SourceFile, SourceFiles, below, find_files, open_filesystem, source_file
 from ingest.tables import Table, table_of
+from ingest.tar_samples import Sample, samples
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-_HASH_CHUNK_BYTES = 1 << 20
+MAX_CAPTION_BYTES = 16 << 20
+_BATCH_ROWS = 8192
+_BATCH_BYTES = 16 << 20
 
-FileFacts = dict[str, dict[str, Any]]
+Values = Any  # an Arrow array of large_binary, or a sequence of bytes and None
 
 
 @dataclass(frozen=True)
 class SourceBatch:
-    """Consecutive rows of one file. `None` is a null; the rest is bytes as they are."""
+    """Consecutive rows of one file. `None` is a null; the rest is bytes as they are.
+
+    `offsets` and `lengths` say where a row's picture lies in the file; they are given by tars only.
+    """
 
     source_file: str
     first_row: int
-    urls: list[bytes | None]
-    captions: list[bytes | None]
+    urls: Values
+    captions: Values
+    offsets: Sequence[int | None] | None = None
+    lengths: Sequence[int | None] | None = None
 
 
 @dataclass(frozen=True)
-class SourceFile:
-    """A file of the source: its path on the filesystem, and the name that the tables call it by."""
+class Estimate:
+    """About how many rows a source has, and how many bytes its files."""
 
-    path: str
-    name: str
+    rows: int
     bytes: int
-    modified: str
 
 
-class TableSource:
+class Source(ABC):
+    """Rows in a fixed order, and the files that they come from."""
+
+    found: SourceFiles
+
+    @property
+    def files(self) -> list[SourceFile]:
+        return self.found.files
+
+    @abstractmethod
+    def batches(self) -> Iterator[SourceBatch]: ...
+
+    @abstractmethod
+    def estimate(self) -> Estimate:
+        """Cheap: from what Parquet says of itself, from the first rows of text, and from some of many files."""
+
+    def pictures(self) -> dict[str, Any] | None:
+        """What `brought_pictures` reads the rows' pictures by; None where they are fetched from their URLs."""
+        return None
+
+    def identity(self, remembered: FileFacts | None = None) -> dict[str, Any]:
+        return self.found.identity(remembered)
+
+
+class TableSource(Source):
     """A table of one or more files with a URL and a caption column."""
 
-    def __init__(self, pairs: str, url_column: str, caption_column: str, *, key: str = "source.pairs") -> None:
-        self._fs, self.files = _resolve(pairs, key)
+    def __init__(self, pairs: str, layout: TableFormat, *, key: str = "source.pairs") -> None:
+        self.found = find_files(pairs, key)
+        self._layout = layout
         self._tables: list[tuple[SourceFile, Table]] = []
         for file in self.files:
-            table = table_of(self._fs, file.path, url_column, caption_column)
+            table = table_of(self.found.filesystem, file.path, layout)
             table.check()
             self._tables.append((file, table))
         if not any(table.has_rows() for _, table in self._tables):
@@ -64,14 +95,59 @@ class TableSource:
         for file, table in self._tables:
             row = 0
             for urls, captions in table.columns():
+                if urls is None:
+                    urls = [f"{file.name}#{row + n}".encode() for n in range(len(captions))]
                 yield SourceBatch(file.name, row, urls, captions)
-                row += len(urls)
+                row += len(captions)
 
-    def identity(self, remembered: FileFacts | None = None) -> dict[str, Any]:
-        return {"files": _file_identities(self._fs, self.files, remembered)}
+    def estimate(self) -> Estimate:
+        return _estimated(self.found, lambda index: self._tables[index][1].estimated_rows(self.files[index].bytes))
+
+    def pictures(self) -> dict[str, Any] | None:
+        if self._layout.image_column is None:
+            return None
+        return {"kind": "column", "root": self.found.root_uri, "column": self._layout.image_column}
 
 
-class FolderSource:
+class TarSource(Source):
+    """Webdataset tars, img2dataset's among them: `key.jpg`, with `key.txt` or `key.json` for caption and URL.
+
+    Only headers and texts are read here. A picture that is no plain file (a link, a device, a sparse file) leaves its
+    row without an offset; bytes that are no tar cost one row.
+    """
+
+    def __init__(self, pairs: str, *, key: str = "source.pairs") -> None:
+        self.found = find_files(pairs, key)
+        if not any(True for _ in self.batches()):
+            raise UserError(
+                f"{key} {pairs!r} has no pictures ({', '.join(PICTURE_SUFFIXES)}). Name tars that have some."
+            )
+
+    def batches(self) -> Iterator[SourceBatch]:
+        for file in self.files:
+            waiting: list[Sample] = []
+            first = waiting_bytes = 0
+            for sample in samples(self.found.filesystem, file, PICTURE_SUFFIXES, MAX_CAPTION_BYTES):
+                waiting.append(sample)
+                waiting_bytes += len(sample.caption or b"") + len(sample.url or b"")
+                if len(waiting) == _BATCH_ROWS or waiting_bytes > _BATCH_BYTES:
+                    yield _tar_batch(file, first, waiting)
+                    first, waiting, waiting_bytes = first + len(waiting), [], 0
+            if waiting:
+                yield _tar_batch(file, first, waiting)
+
+    def estimate(self) -> Estimate:
+        def rows_of(index: int) -> int:
+            found = samples(self.found.filesystem, self.files[index], PICTURE_SUFFIXES, MAX_CAPTION_BYTES)
+            return sum(1 for _ in found)
+
+        return _estimated(self.found, rows_of, at_most=2)
+
+    def pictures(self) -> dict[str, Any] | None:
+        return {"kind": "tars", "root": self.found.root_uri}
+
+
+class FolderSource(Source):
     """A folder of pictures, each with an optional text file of the same stem as its caption.
 
     The URL of such a pair is the picture's file name, which is what an evaluation key is; the images stage reads it
@@ -79,37 +155,63 @@ class FolderSource:
     """
 
     def __init__(self, folder: str) -> None:
-        self._fs, root = _filesystem(folder, "folder")
+        filesystem, root = open_filesystem(folder, "folder")
         self.root = root.rstrip("/")
-        if not self._fs.isdir(self.root):
-            raise UserError(f"{folder!r} is not a folder. An evaluation set's folder holds name.jpg files.")
-        found = {_relative(path, self.root): info for path, info in self._fs.find(self.root, detail=True).items()}
+        if not filesystem.isdir(self.root):
+            raise UserError(f"{folder!r} is not a folder. Name one that holds name.jpg files.")
+        found = {below(path, self.root): info for path, info in filesystem.find(self.root, detail=True).items()}
         self._pictures = sorted(name for name in found if name.lower().endswith(PICTURE_SUFFIXES))
         if not self._pictures:
             raise UserError(f"folder {folder!r} holds no picture ({', '.join(PICTURE_SUFFIXES)}).")
         captions = {str(PurePosixPath(name).with_suffix("")): name for name in sorted(found) if name.endswith(".txt")}
         self._captions = {name: captions.get(str(PurePosixPath(name).with_suffix(""))) for name in self._pictures}
         wanted = sorted({*self._pictures, *(name for name in self._captions.values() if name is not None)})
-        self.files = [_source_file(f"{self.root}/{name}", name, found[name]) for name in wanted]
+        files = [source_file(f"{self.root}/{name}", name, found[name]) for name in wanted]
+        self.found = SourceFiles(filesystem, self.root, files)
 
     def batches(self) -> Iterator[SourceBatch]:
-        name_bytes: list[bytes | None] = [os.fsencode(name) for name in self._pictures]
+        names: list[bytes] = []
         captions: list[bytes | None] = []
-        for picture in self._pictures:
-            text = self._captions[picture]
-            captions.append(b"" if text is None else self._fs.cat_file(f"{self.root}/{text}").strip())
-        yield SourceBatch("", 0, name_bytes, captions)
+        first = waiting_bytes = 0
+        for name in self._pictures:
+            names.append(os.fsencode(name))
+            captions.append(self._caption(self._captions[name]))
+            waiting_bytes += len(captions[-1] or b"")
+            if len(names) == _BATCH_ROWS or waiting_bytes > _BATCH_BYTES:
+                yield SourceBatch("", first, names, captions)
+                first, names, captions, waiting_bytes = first + len(names), [], [], 0
+        if names:
+            yield SourceBatch("", first, names, captions)
 
-    def identity(self, remembered: FileFacts | None = None) -> dict[str, Any]:
-        return {"files": _file_identities(self._fs, self.files, remembered)}
+    def _caption(self, name: str | None) -> bytes | None:
+        if name is None:
+            return b""
+        try:
+            with self.found.filesystem.open(f"{self.root}/{name}", "rb") as file:
+                text: bytes = file.read(MAX_CAPTION_BYTES + 1)
+        except OSError:
+            return None
+        return text.strip() if len(text) <= MAX_CAPTION_BYTES else None
+
+    def estimate(self) -> Estimate:
+        return Estimate(len(self._pictures), self.found.bytes)
+
+    def pictures(self) -> dict[str, Any] | None:
+        return {"kind": "folder", "root": self.found.root_uri}
 
 
-Source = TableSource | FolderSource
-
-
-def open_source(pairs: str, *, url_column: str = "url", caption_column: str = "caption") -> TableSource:
+def open_source(pairs: str, *, url_column: str | None = None, caption_column: str | None = None) -> Source:
     """The table at a path, glob or fsspec URI. Raises `UserError` where it cannot be a source."""
-    return TableSource(pairs, url_column, caption_column)
+    return open_pairs(pairs, SourceConfig(url_column=url_column, caption_column=caption_column).table_format())
+
+
+def open_training_source(config: SourceConfig) -> Source:
+    """The source that a configuration names, where it is not the built-in scenes."""
+    if config.folder is not None:
+        return FolderSource(config.folder)
+    if config.pairs is None:
+        raise UserError("source.pairs is not set. Name a table of URLs and captions: --set source.pairs=TABLE")
+    return open_pairs(config.pairs, config.table_format())
 
 
 def open_evaluation_set(config: EvaluationSetConfig, source: SourceConfig, *, scene_table: str | None = None) -> Source:
@@ -119,10 +221,21 @@ def open_evaluation_set(config: EvaluationSetConfig, source: SourceConfig, *, sc
     if config.scenes is not None:
         if scene_table is None:
             raise UserError(f"evaluation set {config.name!r} asks for scenes, and source.scenes is not set.")
-        return TableSource(scene_table, "url", "caption")
+        return open_pairs(scene_table, TableFormat())
     assert config.pairs is not None
-    key = f"evaluation_sets {config.name}.pairs"
-    return TableSource(config.pairs, source.url_column, source.caption_column, key=key)
+    return open_pairs(config.pairs, config.table_format_beside(source), key=f"evaluation_sets {config.name}.pairs")
+
+
+def open_pairs(pairs: str, layout: TableFormat, *, key: str = "source.pairs") -> Source:
+    """Tars or a table, by the ending of the name."""
+    name = pairs.lower()
+    if name.endswith(".tar"):
+        return TarSource(pairs, key=key)
+    if name.endswith((".tgz", ".tar.gz", ".tar.zst", ".tar.bz2", ".tar.xz")):
+        raise UserError(
+            f"{key} {pairs!r} is a packed tar, whose pictures cannot be read one by one. Unpack it to .tar."
+        )
+    return TableSource(pairs, layout, key=key)
 
 
 def source_identity(source: Source, remembered: FileFacts | None = None) -> dict[str, Any]:
@@ -130,61 +243,20 @@ def source_identity(source: Source, remembered: FileFacts | None = None) -> dict
     return source.identity(remembered)
 
 
-def _filesystem(uri: str, key: str) -> tuple[Any, str]:
-    try:
-        filesystem, path = fsspec.core.url_to_fs(os.path.expanduser(uri))
-    except (ImportError, ValueError) as error:
-        raise UserError(f"{key} {uri!r} cannot be opened: {error}") from error
-    return filesystem, path
+def _tar_batch(file: SourceFile, first: int, rows: list[Sample]) -> SourceBatch:
+    return SourceBatch(
+        file.name,
+        first,
+        [row.url for row in rows],
+        [row.caption for row in rows],
+        [row.offset for row in rows],
+        [row.length for row in rows],
+    )
 
 
-def _resolve(pairs: str, key: str) -> tuple[Any, list[SourceFile]]:
-    filesystem, path = _filesystem(pairs, key)
-    try:
-        paths = sorted(filesystem.glob(path)) if any(letter in path for letter in "*?[") else [path]
-        facts = {path: filesystem.info(path) for path in paths}
-    except FileNotFoundError:
-        raise UserError(f"{key} {pairs!r} does not exist. Name a file, a glob or an fsspec URI.") from None
-    except OSError as error:
-        raise UserError(f"{key} {pairs!r} cannot be read: {error.strerror or error}") from error
-    files = [path for path in paths if facts[path]["type"] == "file"]
-    if not files:
-        what = (
-            "is a folder; name its files, as in folder/*.parquet" if paths and path == paths[0] else "matches no file"
-        )
-        raise UserError(f"{key} {pairs!r} {what}.")
-    shared = os.path.commonpath([str(PurePosixPath(file).parent) for file in files])
-    return filesystem, [_source_file(file, _relative(file, shared), facts[file]) for file in files]
-
-
-def _relative(path: str, folder: str) -> str:
-    return str(PurePosixPath(path).relative_to(folder)) if folder else path
-
-
-def _source_file(path: str, name: str, info: dict[str, Any]) -> SourceFile:
-    modified = info.get("mtime") or info.get("ETag") or info.get("etag") or info.get("LastModified") or ""
-    return SourceFile(path, name, int(info["size"]), str(modified))
-
-
-def _file_identities(filesystem: Any, files: list[SourceFile], remembered: FileFacts | None) -> list[dict[str, Any]]:
-    remembered = {} if remembered is None else remembered
-    identities = []
-    for file in files:
-        facts = remembered.get(file.path)
-        # Without a modification time nothing tells a file from its successor of equal size.
-        if facts is None or not file.modified or (facts["bytes"], facts["modified"]) != (file.bytes, file.modified):
-            facts = {"bytes": file.bytes, "modified": file.modified, "sha256": _sha256(filesystem, file.path)}
-            remembered[file.path] = facts
-        identities.append({"name": file.name, "bytes": file.bytes, "sha256": facts["sha256"]})
-    return identities
-
-
-def _sha256(filesystem: Any, path: str) -> str:
-    digest = hashlib.sha256()
-    try:
-        with filesystem.open(path, "rb") as file:
-            while chunk := file.read(_HASH_CHUNK_BYTES):
-                digest.update(chunk)
-    except OSError as error:
-        raise UserError(f"{path!r} cannot be read: {error.strerror or error}") from error
-    return digest.hexdigest()
+def _estimated(found: SourceFiles, rows_of: Callable[[int], int], *, at_most: int = 100) -> Estimate:
+    """Rows of some files, evenly chosen, for their bytes; then as many for the bytes of all."""
+    chosen = range(0, len(found.files), -(-len(found.files) // at_most))
+    rows = sum(rows_of(index) for index in chosen)
+    chosen_bytes = sum(found.files[index].bytes for index in chosen)
+    return Estimate(round(rows * found.bytes / max(1, chosen_bytes)), found.bytes)

@@ -1,36 +1,37 @@
-"""The file formats of a source: two columns of one file, as raw bytes and nulls, in batches.
+"""The file formats of a source: the URL and caption columns of one file, as raw bytes and nulls, in batches.
 
-Parquet and CSV values reach us unvalidated on purpose: Arrow reads both as binary. JSON has no binary, so its lines
-are decoded with surrogate escapes, which survive the parser and turn back into the bytes that were there.
+Values reach us unvalidated on purpose: Arrow reads text as binary. Memory is bounded whatever the file holds: Parquet
+is read page by page, text in blocks of whole records (`ingest.lines`).
 """
 
-import itertools
-import json
+import lzma
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
-import pyarrow.csv
 import pyarrow.parquet as pq
 
 from cluster.errors import UserError
+from ingest.presets import TableFormat
 
 BATCH_ROWS = 8192
-_JSON_ROWS_CHECKED = 100
+BATCH_BYTES = 64 << 20
+PAGE_BUFFER_BYTES = 1 << 20
+_PACKED = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
 
-Columns = tuple[list[bytes | None], list[bytes | None]]
+Columns = tuple[pa.Array | None, pa.Array]  # URLs (None where the table has none) and captions, large_binary
 
 
 class Table(ABC):
     """One file. `check` reads its head only and raises `UserError` where the file cannot be a source."""
 
-    def __init__(self, filesystem: Any, path: str, url_column: str, caption_column: str) -> None:
+    def __init__(self, filesystem: Any, path: str, layout: TableFormat) -> None:
         self._fs = filesystem
         self.path = path
-        self._keys = {"source.url_column": url_column, "source.caption_column": caption_column}
-        self._names = (url_column, caption_column)
+        self.layout = layout
+        self._keys = {"source.url_column": layout.url_column, "source.caption_column": layout.caption_column}
 
     @abstractmethod
     def check(self) -> None: ...
@@ -38,8 +39,11 @@ class Table(ABC):
     @abstractmethod
     def columns(self) -> Iterator[Columns]: ...
 
+    @abstractmethod
+    def estimated_rows(self, file_bytes: int) -> int: ...
+
     def has_rows(self) -> bool:
-        return any(urls for urls, _ in self.columns())
+        return any(len(captions) for _, captions in self.columns())
 
     def _check_names(self, there: list[str]) -> None:
         for key, name in self._keys.items():
@@ -57,151 +61,124 @@ class Table(ABC):
         """Whatever a format's library says about a file becomes one line about that file."""
         try:
             yield
-        except (OSError, pa.ArrowException, EOFError) as error:
+        except (OSError, pa.ArrowException, EOFError, lzma.LZMAError) as error:
             text = getattr(error, "strerror", None) or str(error)
-            raise UserError(f"{self.path!r} cannot be read as {type(self).__name__}: {text.splitlines()[0]}") from error
+            first = next(iter(text.splitlines()), type(error).__name__)
+            raise UserError(f"{self.path!r} cannot be read as {type(self).__name__}: {first}") from error
 
 
 class Parquet(Table):
     def check(self) -> None:
-        with self._reading(), self._fs.open(self.path, "rb") as file:
-            schema = pq.ParquetFile(file).schema_arrow
+        with self._opened() as file:
+            schema = file.schema_arrow
+        layout = self.layout
+        if not layout.url_required and layout.url_column not in schema.names:
+            del self._keys["source.url_column"]
+        if layout.image_column is not None:
+            self._check_pictures(schema, layout.image_column)
         self._check_names(schema.names)
-        for name in self._names:
+        for name in self._keys.values():
             kind = schema.field(name).type
             if pa.types.is_dictionary(kind):
                 kind = kind.value_type
-            if not _is_text(kind):
+            if not is_text(kind):
                 self._refuse_type(name, str(kind))
+
+    def _check_pictures(self, schema: pa.Schema, name: str) -> None:
+        if name not in schema.names:
+            there = ", ".join(map(repr, schema.names))
+            raise UserError(f"{self.path!r} has no column {name!r}; it has {there}. Set source.image_column.")
+        if not is_pictures(schema.field(name).type):
+            raise UserError(
+                f"column {name!r} of {self.path!r} holds {schema.field(name).type}, not pictures as bytes. "
+                "Set source.image_column to a column of binary, or of a struct with `bytes`."
+            )
 
     def has_rows(self) -> bool:
+        with self._opened() as file:
+            return bool(file.metadata.num_rows)
+
+    def estimated_rows(self, file_bytes: int) -> int:
+        with self._opened() as file:
+            return int(file.metadata.num_rows)
+
+    def columns(self) -> Iterator[Columns]:
+        url, caption = self._keys.get("source.url_column"), self.layout.caption_column
+        with self._opened() as file:
+            for group in range(file.num_row_groups):
+                rows = _batch_rows(file.metadata.row_group(group), {url, caption})
+                for batch in file.iter_batches(rows, row_groups=[group], columns=sorted({caption, url or caption})):
+                    urls = None if url is None else _bytes_of(batch.column(url))
+                    yield urls, _bytes_of(batch.column(caption))
+
+    @contextmanager
+    def _opened(self) -> Iterator[Any]:
         with self._reading(), self._fs.open(self.path, "rb") as file:
-            return bool(pq.ParquetFile(file).metadata.num_rows)
-
-    def columns(self) -> Iterator[Columns]:
-        with self._reading(), self._fs.open(self.path, "rb") as file:
-            for batch in pq.ParquetFile(file).iter_batches(BATCH_ROWS, columns=sorted(set(self._names))):
-                yield _bytes_of(batch.column(self._names[0])), _bytes_of(batch.column(self._names[1]))
+            # With a buffer, column chunks are read page by page: a row group may be larger than memory.
+            yield pq.ParquetFile(file, buffer_size=PAGE_BUFFER_BYTES, pre_buffer=False)
 
 
-class CSV(Table):
-    delimiter = ","
-
-    def _open(self, file: Any, types: dict[str, pa.DataType]) -> Any:
-        return pa.csv.open_csv(
-            file,
-            read_options=pa.csv.ReadOptions(use_threads=False),
-            parse_options=pa.csv.ParseOptions(delimiter=self.delimiter, newlines_in_values=True),
-            convert_options=pa.csv.ConvertOptions(
-                check_utf8=False,
-                column_types=types,
-                include_columns=list(types),
-                null_values=[""],
-                strings_can_be_null=True,
-                quoted_strings_can_be_null=False,
-            ),
-        )
-
-    def check(self) -> None:
-        with self._reading(), self._fs.open(self.path, "rb", compression="infer") as file:
-            if not file.read(1):
-                raise UserError(
-                    f"{self.path!r} is empty; a {type(self).__name__} file starts with a line of column names."
-                )
-            file.seek(0)
-            schema = self._open(file, {}).schema
-        self._check_names(schema.names)
-        for name in self._names:
-            kind = schema.field(name).type
-            # A first block without any value says nothing about the rest.
-            if not (_is_text(kind) or pa.types.is_null(kind)):
-                self._refuse_type(name, str(kind))
-
-    def columns(self) -> Iterator[Columns]:
-        with self._reading(), self._fs.open(self.path, "rb", compression="infer") as file:
-            for batch in self._open(file, dict.fromkeys(self._names, pa.binary())):
-                yield _bytes_of(batch.column(self._names[0])), _bytes_of(batch.column(self._names[1]))
+def _batch_rows(group: Any, names: set[str | None]) -> int:
+    """Fewer rows at a time where values are long, and fewer still than their mean asks for: they come in clusters."""
+    chunks = (group.column(index) for index in range(group.num_columns))
+    total: int = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema in names)
+    if total <= BATCH_BYTES:
+        return BATCH_ROWS
+    return max(16, min(BATCH_ROWS, BATCH_BYTES * int(group.num_rows) // total // 16))
 
 
-class TSV(CSV):
-    delimiter = "\t"
+@contextmanager
+def unpacked(file: Any, path: str) -> Iterator[IO[bytes]]:
+    """The bytes of an open file, decompressed as the ending of its name says."""
+    ending = path[path.rfind(".") :].lower()
+    if ending == ".xz":
+        with lzma.LZMAFile(file) as stream:
+            yield stream
+    elif ending in _PACKED:
+        with pa.CompressedInputStream(pa.PythonFile(file, mode="r"), _PACKED[ending]) as stream:
+            yield stream
+    else:
+        yield file
 
 
-class JSONL(Table):
-    def _lines(self) -> Iterator[Any]:
-        with self._reading(), self._fs.open(self.path, "rb", compression="infer") as file:
-            for line in file:
-                if line.strip():
-                    yield _parsed(line)
+def table_of(filesystem: Any, path: str, layout: TableFormat) -> Table:
+    """The reader for a file, chosen by its name; `.gz`, `.zst`, `.bz2`, `.xz` after a text format are unpacked."""
+    from ingest.text_tables import CSV, JSONL, TSV
 
-    def check(self) -> None:
-        for number, row in enumerate(itertools.islice(self._lines(), _JSON_ROWS_CHECKED)):
-            if not isinstance(row, dict):
-                if number == 0:
-                    raise UserError(f"the first line of {self.path!r} is not a JSON object; JSONL has one a line.")
-                continue
-            if number == 0:
-                self._check_names([str(name) for name in row])
-            for name in self._names:
-                value = row.get(name)
-                if value is not None and not isinstance(value, str):
-                    self._refuse_type(name, f"{type(value).__name__} ({json.dumps(value)[:40]})")
-
-    def columns(self) -> Iterator[Columns]:
-        lines = self._lines()
-        while rows := list(itertools.islice(lines, BATCH_ROWS)):
-            # A line that is no object is a row all the same: its values are null, and the ledger says so.
-            objects = [row if isinstance(row, dict) else {} for row in rows]
-            url, caption = ([_json_bytes(row.get(name)) for row in objects] for name in self._names)
-            yield url, caption
-
-
-_FORMATS: dict[str, type[Table]] = {
-    ".parquet": Parquet,
-    ".csv": CSV,
-    ".tsv": TSV,
-    ".jsonl": JSONL,
-    ".ndjson": JSONL,
-    ".json": JSONL,
-}
-
-
-def table_of(filesystem: Any, path: str, url_column: str, caption_column: str) -> Table:
-    """The reader for a file, chosen by its name; `.gz`, `.bz2`, `.xz`, `.zst` after a text format are unpacked."""
-    stem = path.lower()
-    for packed in (".gz", ".bz2", ".xz", ".zst"):
+    formats: dict[str, type[Table]] = {
+        ".parquet": Parquet,
+        ".csv": CSV,
+        ".tsv": TSV,
+        ".jsonl": JSONL,
+        ".ndjson": JSONL,
+        ".json": JSONL,
+    }
+    name = path.lower()
+    stem = name
+    for packed in (*_PACKED, ".xz"):
         stem = stem.removesuffix(packed)
-    for suffix, kind in _FORMATS.items():
-        if stem.endswith(suffix):
-            return kind(filesystem, path, url_column, caption_column)
-    raise UserError(f"{path!r} has none of the endings that a source may have: {', '.join(_FORMATS)}.")
+    kind = next((kind for suffix, kind in formats.items() if stem.endswith(suffix)), None)
+    if kind is None:
+        raise UserError(f"{path!r} has none of the endings that a source may have: {', '.join(formats)}, .tar.")
+    if kind is Parquet and stem != name:
+        raise UserError(f"{path!r} is a packed Parquet, which cannot be read from the middle. Unpack it.")
+    if kind is not Parquet and layout.image_column is not None:
+        raise UserError(f"{path!r} holds no pictures: source.image_column is for Parquet. Unset it.")
+    return kind(filesystem, path, layout)
 
 
-def _is_text(kind: pa.DataType) -> bool:
+def is_text(kind: pa.DataType) -> bool:
     tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
     return any(test(kind) for test in tests) or str(kind) in ("string_view", "binary_view")
 
 
-def _bytes_of(column: Any) -> list[bytes | None]:
+def is_pictures(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:  # as the datasets library stores images
+        kind = kind.field("bytes").type
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or str(kind) == "binary_view"
+
+
+def _bytes_of(column: pa.Array) -> pa.Array:
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
-    values: list[bytes | None] = column.cast(pa.large_binary()).to_pylist()
-    return values
-
-
-def _parsed(line: bytes) -> Any:
-    try:
-        return json.loads(line.decode("utf-8", "surrogateescape"))
-    except ValueError:
-        return None
-
-
-def _json_bytes(value: Any) -> bytes | None:
-    if value is None:
-        return None
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    try:
-        return text.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:
-        # An escaped lone surrogate (\ud800): no bytes of the file, and no text either.
-        return text.encode("utf-8", "surrogatepass")
+    return column.cast(pa.large_binary())

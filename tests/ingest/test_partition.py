@@ -1,13 +1,17 @@
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.artifact import Artifact
-from cluster.workshop import Workshop
+from cluster.artifact import Artifact, Request
+from cluster.storage import Folder
+from cluster.workshop import Workshop, begin
+from ingest import arrangement, external_sort
 from ingest.ledger import PAIRS_SCHEMA
 from ingest.partition import build_pairs, pair_id
 from ingest.sources import SourceBatch, open_source
@@ -46,7 +50,7 @@ def test_rows_are_dealt_in_order_into_equal_shards(workshop: Callable[[str], Wor
     rows: list[tuple[Value, Value]] = [(b"u%d" % n, b"c") for n in range(25)]
     shards, totals = built(rows, workshop("pairs"), 10)
     assert [shard.num_rows for shard in shards] == [10, 10, 5]
-    assert totals == {"rows": 25, "shards": 3, "duplicates": 0}
+    assert totals == {"rows": 25, "shards": 3, "duplicates": 0, "removed": 0}
     assert [url for shard in shards for url in shard["url"].to_pylist()] == [f"u{n}" for n in range(25)]
     assert [row for shard in shards for row in shard["source_row"].to_pylist()] == list(range(25))
     assert all(shard.schema.equals(PAIRS_SCHEMA) for shard in shards)
@@ -65,6 +69,70 @@ def test_of_exact_duplicates_the_first_stays(workshop: Callable[[str], Workshop]
     marked = [mark == "duplicate" for shard in shards for mark in shard["mark"].to_pylist()]
     assert marked == [False, False, True, False, False, True]
     assert totals["duplicates"] == 2
+
+
+def expected_order(rows: list[tuple[Value, Value]]) -> list[int]:
+    """The contract in one line each: by the first position of the row's URL, then by the row's own."""
+    first: dict[Value, int] = {}
+    for position, (url, _) in enumerate(rows):
+        first.setdefault(url, position)
+    return sorted(range(len(rows)), key=lambda p: (p if rows[p][0] is None else first[rows[p][0]], p))
+
+
+few = st.none() | st.sampled_from([b"a", b"b", b"c", b"\xff"])
+
+
+@given(st.lists(st.tuples(few, few), min_size=1, max_size=60), st.integers(1, 20), st.booleans())
+def test_any_table_is_arranged_by_url_and_marked_whatever_fits_in_memory(
+    rows: list[tuple[Value, Value]], shard_rows: int, tiny_memory: bool
+):
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        if tiny_memory:  # every few rows are a run of their own, and three runs are merged at a time
+            patch.setattr(external_sort.SortedRuns.__init__, "__kwdefaults__", {"run_bytes": 100})
+            patch.setattr(external_sort, "BATCH_BYTES", 50)
+            patch.setattr(external_sort, "FAN_IN", 3)
+            patch.setattr(arrangement, "_IDS_AT_ONCE", 4)
+        shop = begin(Folder(f"{folder}/pairs"), Request("pairs", 1, {}, {}), {})
+        shards, totals = built(rows, shop, shard_rows)
+        assert not list(Path(shop.work.uri).iterdir()), "scratch is gone"
+    table = pa.concat_tables(shards).to_pylist()
+    assert [shard.num_rows for shard in shards[:-1]] == [shard_rows] * (len(shards) - 1)
+    assert [row["source_row"] for row in table] == expected_order(rows)
+    for row in table:
+        position = row["source_row"]
+        again = rows.index(rows[position]) < position
+        assert row["mark"] == ("duplicate" if again else None)
+        assert row["pair_id"] == pair_id(*rows[position])
+    assert totals["duplicates"] == len(rows) - len(set(rows))
+
+
+def test_rows_of_one_url_stand_at_the_place_of_the_first(workshop: Callable[[str], Workshop]):
+    rows: list[tuple[Value, Value]] = [(b"u%d" % (n % 7), b"c%d" % n) for n in range(20)] + [(None, b"x")] * 2
+    table = pa.concat_tables(built(rows, workshop("pairs"), 6)[0])
+    assert table["source_row"].to_pylist() == [n for first in range(7) for n in range(first, 20, 7)] + [20, 21]
+
+
+def test_tombstones_leave_a_row_without_values(workshop: Callable[[str], Workshop]):
+    rows: list[tuple[Value, Value]] = [(b"u", b"c"), (b"v", b"d"), (b"u", b"c"), (b"w", b"\xff"), (b"u", b"e")]
+    gone = pa.array(sorted([pair_id(b"u", b"c"), pair_id(b"w", b"\xff"), pair_id(b"never", b"there")]), pa.binary(16))
+    totals = build_pairs(Rows(rows), workshop("pairs"), shard_rows=10, removed=gone)  # type: ignore[arg-type]
+    artifact = workshop("pairs").publish(totals["shards"])
+    table = pq.read_table(artifact.file("00000000.parquet")).to_pylist()
+    assert [row["source_row"] for row in table] == [0, 2, 4, 1, 3]
+    assert [row["mark"] for row in table] == ["removed", "removed", None, None, "removed"]
+    for row in table:
+        erased = [row[name] for name in ("url", "caption", "url_bytes", "caption_bytes")] == [None] * 4
+        assert erased == (row["mark"] == "removed")
+    assert artifact.shards[0].counts == {"unique": 2, "duplicate": 0, "removed": 3}
+
+
+def test_what_a_killed_run_left_is_deleted_by_the_next(workshop: Callable[[str], Workshop], tmp_path: Path):
+    shop = workshop("pairs")
+    left = Path(shop.work.uri) / "arrangement" / "by-url-00000.arrow"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"half a run")
+    built([(b"u", b"c")], shop, 10)
+    assert not left.exists()
 
 
 def test_text_that_is_not_utf8_stays_bytes_and_costs_one_value(workshop: Callable[[str], Workshop]):

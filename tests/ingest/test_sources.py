@@ -9,7 +9,7 @@ import pytest
 
 from cluster.errors import UserError
 from ingest.source_config import EvaluationSetConfig, SourceConfig
-from ingest.sources import FolderSource, open_evaluation_set, open_source, source_identity
+from ingest.sources import FolderSource, Source, open_evaluation_set, open_source, source_identity
 from tests.ingest.conftest import jpeg
 
 ROWS: list[tuple[bytes | None, bytes | None]] = [
@@ -43,8 +43,12 @@ def write(path: Path) -> Path:
     return path
 
 
-def rows_of(source: object) -> list[tuple[bytes | None, bytes | None]]:
-    return [pair for batch in source.batches() for pair in zip(batch.urls, batch.captions, strict=True)]  # type: ignore[attr-defined]
+def rows_of(source: Source) -> list[tuple[bytes | None, bytes | None]]:
+    listed = [
+        [pa.array(values, pa.large_binary()).to_pylist() for values in (batch.urls, batch.captions)]
+        for batch in source.batches()
+    ]
+    return [pair for urls, captions in listed for pair in zip(urls, captions, strict=True)]
 
 
 @pytest.mark.parametrize("name", ["t.parquet", "t.csv", "t.tsv", "t.jsonl", "t.csv.gz", "t.jsonl.gz"])
