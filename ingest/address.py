@@ -1,34 +1,30 @@
-"""Which URLs and which addresses may be fetched from.
+"""Which URLs and which addresses may be fetched from: rules without any network.
 
 Three rules, in this order, for every URL and again for every redirect:
 
     check_url       http or https, no credentials, and a host that is a name or an address spelled in the plain way
-    resolve         by us; every address of the answer is checked, and one bad address refuses the host
-    connect         to the addresses that were checked: `GuardedResolver` hands aiohttp nothing else (no rebinding)
+    check_address   of every address that the name resolves to (`ingest/resolver.py`); one bad address refuses the host
+    connect         to an address that was checked, never to the name (no rebinding)
 
-An address is good when it is public and the port is 80 or 443, or when a network of `allow_networks` holds it (and its
-port, where that network names one). IPv6 addresses that carry an IPv4 one (mapped, translated, NAT64) are judged by the
-one that they carry; tunnels (6to4, Teredo) are refused.
+An address is good when it is public and its port one of `ports`, or when a network of `allow_networks` holds it (and
+its port, where that network names one). IPv6 addresses that carry an IPv4 one (mapped, translated, NAT64) are judged by
+the one that they carry; tunnels (6to4, Teredo) are refused.
 """
 
-import asyncio
 import ipaddress
 import re
-import socket
-import time
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 
-from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 from ingest.fetch_config import parse_network
 
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
-PUBLIC_PORTS = frozenset({80, 443})
-_REMEMBER_S = 60.0
-_RESOLVER_THREADS = 16
+_NAME = re.compile(r"[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*\.?", re.IGNORECASE)
+_NEVER_IN_A_URL = re.compile(r"[\x00-\x20\x7f]")
+_TARGET = re.compile(r"[\x21-\x7e]+")
 _LAST_LABEL_IS_NUMBER = re.compile(r"(^|\.)(\d+|0x[0-9a-f]*)$", re.IGNORECASE)
 
 # Prefixes under which the last 32 bits are the IPv4 address that is really meant.
@@ -48,20 +44,17 @@ class Refused(Exception):
         self.reason = reason
 
 
-class Unresolvable(Exception):
-    """No address for this name."""
-
-
 class AddressPolicy:
-    """The rules, without any network: what may be fetched from is a function of URL, address and port."""
+    """What may be fetched from is a function of URL, address and port."""
 
-    def __init__(self, allow_networks: Iterable[str] = ()) -> None:
+    def __init__(self, allow_networks: Iterable[str] = (), ports: Iterable[int] = (80, 443)) -> None:
         self._allowed = [parse_network(text) for text in allow_networks]
+        self._ports = frozenset(ports)
 
     def check_url(self, url: str) -> URL:
         """The URL in the form in which it will be fetched. Raises `Refused`."""
         # yarl strips what browsers strip; a control character inside a URL is never an accident worth following.
-        if any(ord(letter) <= 32 or ord(letter) == 127 for letter in url.strip()):
+        if _NEVER_IN_A_URL.search(url.strip()):
             raise Refused("url_malformed")
         try:
             parsed = URL(url.strip())
@@ -74,9 +67,11 @@ class AddressPolicy:
             raise Refused("url_credentials")
         if not host or not port:
             raise Refused("url_malformed")
-        if literal_address(host) is None and (_LAST_LABEL_IS_NUMBER.search(host.rstrip(".")) or ":" in host):
-            # 127.1, 0x7f000001, 2130706433, 0177.0.0.1: C libraries read these as addresses, each its own way.
-            raise Refused("address_spelling")
+        refusal = _odd_host(host)
+        if refusal is not None:
+            raise Refused(refusal)
+        if not _TARGET.fullmatch(parsed.raw_path_qs):
+            raise Refused("url_malformed")
         return parsed.with_fragment(None)
 
     def allows(self, address: IPAddress, port: int) -> bool:
@@ -94,12 +89,25 @@ class AddressPolicy:
         kind = address_kind(address)
         if kind is not None:
             raise Refused(kind)
-        if port not in PUBLIC_PORTS:
+        if port not in self._ports:
             raise Refused("port")
+
+
+@lru_cache(maxsize=16_384)
+def _odd_host(host: str) -> str | None:
+    """What is wrong with how a host is spelled, or None."""
+    if literal_address(host) is not None:
+        return None
+    # 127.1, 0x7f000001, 2130706433, 0177.0.0.1: C libraries read these as addresses, each its own way.
+    if _LAST_LABEL_IS_NUMBER.search(host.rstrip(".")) or ":" in host:
+        return "address_spelling"
+    return None if len(host) <= 253 and _NAME.fullmatch(host) else "url_malformed"
 
 
 def literal_address(host: str) -> IPAddress | None:
     """The address that a host spells plainly (dotted quad, or IPv6 without a zone), or None."""
+    if "%" in host:
+        return None
     try:
         return ipaddress.ip_address(host)
     except ValueError:
@@ -131,66 +139,3 @@ def address_kind(address: IPAddress) -> str | None:
         ("address_reserved", address in _RELAY_6TO4 if address.version == 4 else address in _SITE_LOCAL),
     )
     return next((kind for kind, holds in tests if holds), None)
-
-
-class GuardedResolver(AbstractResolver):
-    """Resolves, checks, remembers for a minute. aiohttp connects to what `resolve` returns and to nothing else.
-
-    aiohttp does not ask a resolver about literal addresses: `check` must be awaited before every request.
-    """
-
-    def __init__(self, policy: AddressPolicy) -> None:
-        self._policy = policy
-        self._threads = ThreadPoolExecutor(_RESOLVER_THREADS, thread_name_prefix="resolver")
-        self._known: dict[str, tuple[float, asyncio.Task[list[IPAddress]]]] = {}
-
-    async def check(self, host: str, port: int) -> bool:
-        """Whether the host lies inside `allow_networks` as a whole. Raises `Refused` or `Unresolvable`."""
-        addresses = await self._addresses(host)
-        for address in addresses:
-            self._policy.check_address(address, port)
-        return all(self._policy.allows(address, port) for address in addresses)
-
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
-    ) -> list[ResolveResult]:
-        await self.check(host, port)
-        return [
-            ResolveResult(
-                hostname=host,
-                host=str(address),
-                port=port,
-                family=socket.AF_INET if address.version == 4 else socket.AF_INET6,
-                proto=socket.IPPROTO_TCP,
-                flags=socket.AI_NUMERICHOST,
-            )
-            for address in await self._addresses(host)
-        ]
-
-    async def close(self) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
-
-    async def _addresses(self, host: str) -> list[IPAddress]:
-        literal = literal_address(host)
-        if literal is not None:
-            return [literal]
-        now = time.monotonic()
-        known = self._known.get(host)
-        if known is None or now > known[0]:
-            known = (now + _REMEMBER_S, asyncio.create_task(self._look_up(host)))
-            self._known[host] = known
-        # Shielded: one row's deadline must not cancel the answer that other rows of the host wait for.
-        return await asyncio.shield(known[1])
-
-    async def _look_up(self, host: str) -> list[IPAddress]:
-        loop = asyncio.get_running_loop()
-        try:
-            found = await loop.run_in_executor(
-                self._threads, lambda: socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-            )
-        except (OSError, UnicodeError):
-            raise Unresolvable(host) from None
-        addresses = {ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in found}
-        if not addresses:
-            raise Unresolvable(host)
-        return sorted(addresses, key=lambda address: (address.version, int(address)))

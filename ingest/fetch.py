@@ -1,204 +1,408 @@
 """The guarded fetch: one URL in, its bytes or the reason why not.
 
-Every redirect hop is a new request under the full guard. A deadline covers all attempts and hops of a URL together;
-a body that drips slower than `min_bytes_per_s` after its first seconds is given up, so that no server can hold a slot.
-What may pass (429, 5xx, resets, timeouts, cut bodies) is tried again with backoff; what will not is not.
+    check the URL ──► resolve and check addresses ──► robots.txt ──► a turn ──► connection ──► answer
+          ▲                                                                                     │
+          └──────────────────── every redirect hop is a new request under the full guard ───────┘
+
+One deadline covers all attempts and hops of a URL; what waits for our own sake (a turn, room for bytes, a host that
+asked to be left alone) is not counted. What may pass (429, 5xx, resets, timeouts, cut bodies) is tried again with
+backoff; what will not is not.
 
 The proxy settings of the environment are ignored, there are no cookies, and nothing is sent but an honest User-Agent.
 """
 
 import asyncio
+import logging
 import random
+import resource
 import ssl
-import zlib
-from collections import defaultdict
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import time
+import uuid
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
-import aiohttp
 from yarl import URL
 
-from ingest.address import AddressPolicy, GuardedResolver, Refused, Unresolvable
-from ingest.config import ImagesConfig
-from ingest.ledger import Status
-from ingest.pacing import ConnectionPacer
+from ingest.address import AddressPolicy, Refused
+from ingest.answer import Answer, Caps, FetchFailed, Stale
+from ingest.budget import ByteBudget
+from ingest.connection import Connection
+from ingest.dial import dial
+from ingest.fetch_config import FetchConfig
+from ingest.host import Errand, Host, HostGone, KnownHosts
+from ingest.limits import Ask, HostLimits, limits_settings, local_ask
+from ingest.outage import Outage
+from ingest.outcome import Status
+from ingest.resolver import LookUp, Resolver, Unresolvable, system_look_up
+from ingest.robots import MAX_BYTES, Robots
+from ingest.shares import Shares
+from ingest.turns import Turns
+
+log = logging.getLogger(__name__)
 
 MAX_REDIRECTS = 5
-_REDIRECTS = frozenset({301, 302, 303, 307, 308})
-_MAY_PASS = frozenset({408, 425, 429, 500, 502, 503, 504})
-_ROBOTS_REFUSALS = ("noai", "noimageai", "noindex", "noimageindex", "none")
+# Of the deadline, for one try to connect: a dropped SYN is sent again after 1 and 3 seconds.
+_CONNECT_SHARE = 0.4
+_PROBE_S = 5.0
+_LONGEST_RETRY_AFTER_S = 7 * 86_400.0
+_SPARE_FILES = 512
 
 
 @dataclass(frozen=True)
 class Fetched:
-    """`body` where the fetch succeeded; else `status` (fetch_failed or refused) and `reason`."""
+    """`body` where the fetch succeeded; else `status` (fetch_failed or refused) and `reason`.
+
+    `host` is the host of the URL as people name it, "" where the URL has none that could be fetched from.
+    """
 
     body: bytes | None
     status: Status = Status.OK
     reason: str | None = None
     attempts: int = 1
+    host: str = ""
 
 
-class FetchFailed(Exception):
-    """The web said no, or nothing. `may_pass`: another attempt may fare better."""
+class NotCharged(Exception):
+    """The attempt failed through our own outage."""
 
-    def __init__(self, reason: str, *, may_pass: bool) -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.may_pass = may_pass
+
+class Fetching:
+    """`async with fetcher.fetched(url) as fetched`: the body's bytes are charged to the budget until the block ends."""
+
+    __slots__ = ("_answer", "_fetcher", "_url")
+
+    def __init__(self, fetcher: "Fetcher", url: str) -> None:
+        self._fetcher = fetcher
+        self._url = url
+        self._answer: Answer | None = None
+
+    async def __aenter__(self) -> Fetched:
+        fetched, self._answer = await self._fetcher._fetch(self._url)
+        return fetched
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._answer is not None:
+            self._answer.drop()
 
 
 class Fetcher:
-    """Fetches any number of URLs at a time on the running event loop; an async context manager."""
+    """Fetches any number of URLs at a time on the running event loop; an async context manager.
 
-    def __init__(self, config: ImagesConfig) -> None:
+    `ask` reaches the `HostLimits` that all workers share; without it this one is alone. `look_up` and `trust` stand
+    in for the machine's resolver and its certificate authorities.
+    """
+
+    def __init__(
+        self,
+        config: FetchConfig,
+        ask: Ask | None = None,
+        *,
+        look_up: LookUp = system_look_up,
+        trust: ssl.SSLContext | None = None,
+    ) -> None:
         self._config = config
-        self._policy = AddressPolicy(config.allow_networks)
-        self._hosts: defaultdict[tuple[str, int], asyncio.Semaphore] = defaultdict(
-            lambda: asyncio.Semaphore(config.connections_per_host)
+        limits = limits_settings(config.connections_per_host, config.requests_per_s_per_host, config.deadline_s)
+        self._lease_s: float = limits["lease_s"]
+        self._ask = ask or local_ask(HostLimits(**limits))
+        self._look_up = look_up
+        self._tls = trust or ssl.create_default_context()
+        self._policy = AddressPolicy(config.allow_networks, config.ports)
+        self._proxy = None if config.proxy is None else URL(config.proxy)
+        self._caps = Caps(config.max_bytes, config.max_decompressed_bytes, config.respect_robots_tag)
+        self._robots_caps = Caps(MAX_BYTES, MAX_BYTES, respect_robots_tag=False, cut=True)
+        self._headers = (
+            f"User-Agent: {config.user_agent}\r\nAccept: image/*,*/*;q=0.1\r\nAccept-Encoding: identity\r\n\r\n"
         )
+        self._stopped: Exception | None = None
 
     async def __aenter__(self) -> Self:
-        self._resolver = GuardedResolver(self._policy)
-        self._pacer = ConnectionPacer()
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
-                resolver=self._resolver, use_dns_cache=False, limit=self._config.concurrency, ssl=True
-            ),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(total=None),
-            headers={"User-Agent": self._config.user_agent, "Accept": "image/*,*/*;q=0.1"},
-            skip_auto_headers=("Accept-Encoding",),
-            auto_decompress=False,
-            trust_env=False,
-            trace_configs=[self._pacer.tracing],
+        config = self._config
+        self._loop = asyncio.get_running_loop()
+        self._hosts = KnownHosts()
+        self._resolver = Resolver(self._policy, self._look_up, timeout_s=config.deadline_s)
+        self._robots = Robots(self._robots_txt, config.host_cooldown_s)
+        self._budget = ByteBudget(config.buffered_bytes, lambda: self._turns.go_on())
+        self._turns = Turns(
+            concurrency=_affordable(config.concurrency),
+            host_failures=config.host_failures,
+            host_cooldown_s=config.host_cooldown_s,
+            host_patience_s=config.host_patience_s,
+            has_room=lambda: self._budget.has_room,
+            may_ask=lambda host, now: self._shares.may_ask(host, now),
+            gave_back=lambda host: self._shares.exchange_soon(host) if host.limited and not self._stopped else None,
         )
+        self._shares = Shares(
+            self._ask,
+            uuid.uuid4().hex,
+            most_connections=config.connections_per_host,
+            lease_s=self._lease_s,
+            deadline_s=config.deadline_s,
+            state=self.state,
+            granted=self._granted,
+            rests=self._turns.leave_alone,
+            broken=self._stop,
+        )
+        self._outage = Outage(
+            patience_s=config.outage_patience_s,
+            probe=self._probe,
+            nothing_in_flight=lambda: not self._turns.in_flight and not self._turns.waiting,
+            paused=self._turns.pause,
+            resumed=self._resumed,
+            broken=self._stop,
+        )
+        self._tick()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._session.close()
-        await self._resolver.close()
+        self._ticking.cancel()
+        self._outage.close()
+        self._robots.close()
+        self._stopped = self._stopped or RuntimeError("the fetcher is closed")
+        self._turns.close()
+        for host in self._hosts:
+            if host.timer is not None:
+                host.timer.cancel()
+        self._shares.close()
+        self._resolver.close()
+        # Connections end in the loop's next round.
+        await asyncio.sleep(0)
 
-    async def fetch(self, url: str) -> Fetched:
-        """Never raises for what a URL, a server or a network does."""
-        attempt = 0
+    def fetched(self, url: str) -> Fetching:
+        """Never raises for what a URL, a server or a network does; `WorkFailed` when an outage outlasts patience."""
+        return Fetching(self, url)
+
+    def state(self) -> dict[str, Any]:
+        """Plain data: what is going on."""
+        since = self._outage.since
+        return {
+            "in_flight": self._turns.in_flight,
+            "waiting": self._turns.waiting,
+            "cooling": [host.label for host in list(self._turns.cooling)[:20]],
+            "outage": False if since is None else f"no host answers since {self._loop.time() - since:.0f} s",
+            "buffered_bytes": self._budget.used,
+        }
+
+    # One URL.
+
+    async def _fetch(self, url: str) -> tuple[Fetched, Answer | None]:
+        errand = Errand(self._config.deadline_s, self._config.host_patience_s)
+        label = ""
         try:
-            async with asyncio.timeout(self._config.deadline_s) as deadline:
-                while True:
-                    attempt += 1
-                    try:
-                        return Fetched(await self._follow(url, deadline), attempts=attempt)
-                    except FetchFailed as failure:
-                        if not failure.may_pass or attempt >= self._config.attempts:
-                            return Fetched(None, Status.FETCH_FAILED, failure.reason, attempt)
-                    # Jitter spreads the retries of a host that failed many rows at once.
-                    await asyncio.sleep(self._config.backoff_s * 2 ** (attempt - 1) * (0.5 + random.random()))  # noqa: S311
-        except TimeoutError:
-            return Fetched(None, Status.FETCH_FAILED, "deadline", attempt)
+            target = self._policy.check_url(url)
+            label = self._hosts.of(target, self._loop.time()).label
+            answer = await self._persist(errand, target, self._caps, robots=self._config.respect_robots_txt)
+            return Fetched(answer.body, attempts=errand.attempts, host=label), answer
+        except FetchFailed as failure:
+            return Fetched(None, Status.FETCH_FAILED, failure.reason, errand.attempts, label), None
+        except HostGone as gone:
+            return Fetched(None, Status.FETCH_FAILED, gone.reason, errand.attempts - 1, label), None
         except Refused as refusal:
-            return Fetched(None, Status.REFUSED, refusal.reason, attempt)
+            return Fetched(None, Status.REFUSED, refusal.reason, max(1, errand.attempts), label), None
 
-    async def _follow(self, url: str, deadline: asyncio.Timeout) -> bytes:
-        target = self._policy.check_url(url)
+    async def _robots_txt(self, url: URL) -> bytes:
+        errand = Errand(self._config.deadline_s, self._config.host_patience_s)
+        try:
+            answer = await self._persist(errand, url, self._robots_caps, robots=False)
+        except HostGone as gone:
+            raise FetchFailed(gone.reason, may_pass=False) from None
+        body = answer.body
+        answer.drop()
+        return body
+
+    async def _persist(self, errand: Errand, target: URL, caps: Caps, *, robots: bool) -> Answer:
+        while True:
+            errand.attempts += 1
+            left_s = errand.left_s
+            try:
+                return await self._follow(errand, target, caps, robots)
+            except NotCharged:
+                errand.attempts -= 1
+                errand.left_s = left_s
+                continue
+            except FetchFailed as failure:
+                errand.attempts = failure.attempts = max(errand.attempts, failure.attempts)
+                if not failure.may_pass or errand.attempts >= self._config.attempts:
+                    raise
+                # Jitter spreads the retries of a host that failed many rows at once.
+                pause_s = self._config.backoff_s * 2 ** (errand.attempts - 1) * (0.5 + random.random())  # noqa: S311
+                if pause_s >= errand.left_s:
+                    raise
+            errand.left_s -= pause_s
+            await asyncio.sleep(pause_s)
+
+    async def _follow(self, errand: Errand, target: URL, caps: Caps, robots: bool) -> Answer:
         for _ in range(MAX_REDIRECTS + 1):
-            answer = await self._get(target, deadline)
-            if isinstance(answer, bytes):
+            answer = await self._get(errand, target, caps, robots)
+            if answer.location is None:
                 return answer
-            target = self._policy.check_url(answer)
+            answer.drop()
+            target = self._policy.check_url(_joined(target, answer.location))
         raise FetchFailed("too_many_redirects", may_pass=False)
 
-    async def _get(self, url: URL, deadline: asyncio.Timeout) -> bytes | str:
-        """The body, or the URL that a redirect names."""
-        assert url.raw_host is not None and url.port is not None, "check_url lets no other URL through"
-        opening = self._pacer.opening(url.raw_host, url.port)
+    async def _get(self, errand: Errand, url: URL, caps: Caps, robots: bool) -> Answer:
+        host = self._hosts.of(url, self._loop.time())
         try:
-            inside = await self._resolver.check(url.raw_host, url.port)
-            slots = None if inside else self._hosts[url.raw_host, url.port]
-            async with (
-                _slot(slots, deadline),
-                self._session.get(url, allow_redirects=False, trace_request_ctx=opening) as response,
-            ):
-                opening.answered()
-                if response.status in _REDIRECTS:
-                    return _location(url, response)
-                if response.status != 200:
-                    raise FetchFailed(f"http_{response.status}", may_pass=response.status in _MAY_PASS)
-                if self._config.respect_robots_tag and _robots_refuse(response):
-                    raise Refused("x_robots_tag")
-                return await self._body(response)
-        except Unresolvable:
-            raise FetchFailed("dns", may_pass=False) from None
-        except (aiohttp.ClientPayloadError, aiohttp.ServerDisconnectedError, ConnectionResetError):
-            raise FetchFailed("connection_cut", may_pass=True) from None
-        except (aiohttp.ClientSSLError, ssl.SSLError):
-            raise FetchFailed("tls", may_pass=False) from None
-        except (aiohttp.ClientConnectionError, OSError):
-            raise FetchFailed("connection_failed", may_pass=True) from None
-        except (aiohttp.ClientError, ValueError):
-            raise FetchFailed("bad_response", may_pass=False) from None
-        finally:
-            opening.answered()
+            if host.resolved is None or host.resolved.until < time.monotonic():
+                await self._resolve(errand, host)
+            if robots:
+                await self._robots.check(host.key, url)
+            answer = await self._exchange(errand, host, url, caps)
+            if answer.status:
+                self._turns.answered(host)
+                self._outage.answered(host)
+            if answer.failure is not None:
+                answer.drop()
+                self._heed(host, answer)
+                raise answer.failure
+        except FetchFailed as failure:
+            if failure.network:
+                if not await self._outage.is_theirs(host):
+                    raise NotCharged from None
+                self._turns.failed(host)
+            raise
+        return answer
 
-    async def _body(self, response: aiohttp.ClientResponse) -> bytes:
-        config = self._config
-        if (response.content_length or 0) > config.max_bytes:
-            raise Refused("body_too_large")
-        inflate = _inflater(response.headers.get("Content-Encoding", "").strip().lower())
-        clock = asyncio.get_running_loop()
-        started = clock.time()
-        chunks: list[bytes] = []
-        received = stored = 0
+    async def _resolve(self, errand: Errand, host: Host) -> None:
+        asked_at = time.monotonic()
+        try:
+            host.resolved = resolved = await self._resolver.resolve(host.name, host.port)
+        except Unresolvable as error:
+            raise FetchFailed("dns", may_pass=error.may_pass, network=error.may_pass) from None
+        errand.left_s -= min(resolved.seconds, time.monotonic() - asked_at)
+        inside = all(self._policy.allows(address, host.port) for address in resolved.addresses)
+        host.limited = not inside or self._config.limit_allowed_networks
+
+    async def _exchange(self, errand: Errand, host: Host, url: URL, caps: Caps) -> Answer:
+        """One request and what came of it. Raises `FetchFailed` where no connection came to be."""
+        request = f"GET {url.raw_path_qs} HTTP/1.1\r\nHost: {host.label}\r\n{self._headers}".encode("ascii")
         while True:
-            patience_s = config.min_rate_after_s
-            if config.min_bytes_per_s > 0:
-                patience_s = max(patience_s, received / config.min_bytes_per_s)
+            if self._stopped is not None:
+                raise self._stopped
+            connection = await self._turns.turn(host, errand)
+            is_new = connection is None
+            answer = Answer(caps, self._budget)
             try:
-                async with asyncio.timeout_at(started + patience_s if config.min_bytes_per_s > 0 else None):
-                    chunk = await response.content.readany()
-            except TimeoutError:
-                # A stall of ours is not the server's: what had come by now is in the buffer.
-                chunk = response.content.read_nowait()
-                if not chunk and not response.content.at_eof():
-                    raise FetchFailed("too_slow", may_pass=False) from None
-            if not chunk:
-                break
-            received += len(chunk)
-            if received > config.max_bytes:
-                raise Refused("body_too_large")
-            if inflate is not None:
-                chunk = _inflated(inflate, chunk, config.max_decompressed_bytes - stored)
-            stored += len(chunk)
-            chunks.append(chunk)
-        if inflate is not None and not inflate.eof:
-            raise FetchFailed("connection_cut", may_pass=True)
-        if not stored:
-            raise FetchFailed("empty_body", may_pass=False)
-        return b"".join(chunks)
+                if connection is not None and not _is_current(connection, host):
+                    connection.close()
+                    connection = None
+                if connection is None:
+                    connection = await self._opened(errand, host)
+                if errand.left_s <= 0:
+                    raise FetchFailed("deadline", may_pass=False)
+                asked_at = self._loop.time()
+                await connection.ask(request, answer, errand.left_s)
+                errand.left_s = connection.deadline_at - self._loop.time()
+                if connection.first_byte_at:
+                    if is_new:
+                        host.pace.first_answer(connection.first_byte_at - asked_at, connection.first_byte_at)
+                    host.pace.answered(connection.first_byte_at - asked_at, self._config.concurrency)
+            except asyncio.CancelledError:
+                if connection is not None:
+                    connection.give_up()
+                answer.drop()
+                raise
+            finally:
+                if is_new:
+                    host.opening -= 1
+                self._turns.done(host, connection)
+            if not isinstance(answer.failure, Stale):
+                return answer
+            self._turns.close_idle(host)
+
+    async def _opened(self, errand: Errand, host: Host) -> Connection:
+        assert host.resolved is not None
+        addresses = host.resolved.addresses
+        started = self._loop.time()
+        patience_s = min(errand.left_s, self._config.deadline_s * _CONNECT_SHARE)
+        try:
+            async with asyncio.timeout(patience_s):
+                connection = await dial(
+                    lambda: Connection(self._config.min_rate_after_s, self._config.min_bytes_per_s),
+                    addresses[host.address % len(addresses)],
+                    host.port,
+                    name=host.name,
+                    tls=self._tls if host.scheme == "https" else None,
+                    proxy=self._proxy,
+                )
+        except ssl.SSLError:
+            raise FetchFailed("tls", may_pass=False) from None
+        except (TimeoutError, OSError):
+            host.address += 1
+            host.pace.troubled(self._loop.time())
+            raise FetchFailed("connection_failed", may_pass=True, network=True) from None
+        finally:
+            errand.left_s -= self._loop.time() - started
+        host.pace.connected(self._loop.time() - started, self._loop.time())
+        return connection
+
+    def _heed(self, host: Host, answer: Answer) -> None:
+        """A host that is asked too much says so, and until when."""
+        if answer.status not in (429, 503):
+            return
+        retry_after = answer.header(b"retry-after")
+        host.pace.rejected()
+        if retry_after or answer.status == 429:
+            seconds = _seconds(retry_after)
+            self._turns.leave_alone(
+                host, self._config.backoff_s if seconds is None else seconds, f"http_{answer.status}"
+            )
+            if host.limited:
+                self._shares.exchange_soon(host)
+
+    # The worker as a whole.
+
+    def _granted(self, host: Host) -> None:
+        while host.limited and host.idle and host.open > host.grant.connections:
+            self._turns.close_one_idle(host)
+        self._turns.wake(host)
+
+    async def _probe(self, host: Host) -> bool:
+        """Whether the host can be connected to right now, with its name resolved anew."""
+        if host.resting_until > self._loop.time() and host.down_since is None:
+            return False
+        try:
+            async with asyncio.timeout(_PROBE_S):
+                if self._resolver.forget(host.name):
+                    host.resolved = None
+                resolved = await self._resolver.resolve(host.name, host.port)
+                transport, _ = await self._loop.create_connection(
+                    asyncio.Protocol, str(resolved.addresses[host.address % len(resolved.addresses)]), host.port
+                )
+                transport.abort()
+                return True
+        except (TimeoutError, OSError, Refused, Unresolvable):
+            return False
+
+    def _resumed(self, failed: list[Host]) -> None:
+        for host in failed:
+            self._turns.forgive(host)
+        self._turns.resume()
+
+    def _stop(self, error: Exception) -> None:
+        """Nothing can be fetched any more: every row that waits is told so."""
+        self._stopped = error
+        self._turns.fail_all(self._hosts, error)
+        self._outage.close(error)
+
+    def _tick(self) -> None:
+        self._turns.sweep()
+        self._shares.tick()
+        self._ticking = self._loop.call_later(1.0, self._tick)
 
 
-@asynccontextmanager
-async def _slot(slots: asyncio.Semaphore | None, deadline: asyncio.Timeout) -> AsyncIterator[None]:
-    """Hold one of a host's slots. The wait for it is our own doing and does not count against the URL's deadline."""
-    # A deadline that has just passed cannot be moved any more; the request is cancelled at its next step.
-    if slots is None or deadline.expired():
-        yield
-        return
-    clock = asyncio.get_running_loop()
-    left_s = (deadline.when() or clock.time()) - clock.time()
-    deadline.reschedule(None)
-    async with slots:
-        deadline.reschedule(clock.time() + left_s)
-        yield
+def _is_current(connection: Connection, host: Host) -> bool:
+    assert host.resolved is not None
+    return connection.address in host.resolved.addresses
 
 
-def _location(url: URL, response: aiohttp.ClientResponse) -> str:
-    location = response.headers.get("Location")
-    if not location:
+def _joined(url: URL, location: str) -> str:
+    location = location.strip()
+    if any(ord(letter) < 32 or ord(letter) == 127 for letter in location):
         raise FetchFailed("bad_redirect", may_pass=False)
     try:
         return str(url.join(URL(location)))
@@ -206,32 +410,28 @@ def _location(url: URL, response: aiohttp.ClientResponse) -> str:
         raise FetchFailed("bad_redirect", may_pass=False) from None
 
 
-def _robots_refuse(response: aiohttp.ClientResponse) -> bool:
-    """Whether X-Robots-Tag forbids the use for everyone: a directive behind a crawler's name is not for us."""
-    for header in response.headers.getall("X-Robots-Tag", ()):
-        crawler, named, rest = header.partition(":")
-        if named and crawler.strip().lower() not in ("unavailable_after", "*", "unclip"):
-            continue
-        directives = rest if named else header
-        if any(word.strip().lower() in _ROBOTS_REFUSALS for word in directives.split(",")):
-            return True
-    return False
-
-
-def _inflater(encoding: str) -> "zlib._Decompress | None":
-    if encoding in ("", "identity"):
-        return None
-    if encoding in ("gzip", "x-gzip", "deflate"):
-        return zlib.decompressobj(zlib.MAX_WBITS | 32)
-    raise FetchFailed("content_encoding", may_pass=False)
-
-
-def _inflated(inflate: "zlib._Decompress", chunk: bytes, room: int) -> bytes:
-    """At most `room` bytes; one more refuses the body, so that a bomb is never unfolded."""
+def _seconds(retry_after: str) -> float | None:
+    """Of a Retry-After header: seconds, or an HTTP date."""
+    text = retry_after.strip()
+    if text.isascii() and text.isdigit():
+        return min(float(text[:12]), _LONGEST_RETRY_AFTER_S)
     try:
-        data = inflate.decompress(chunk, room + 1)
-    except zlib.error:
-        raise FetchFailed("content_encoding", may_pass=False) from None
-    if len(data) > room:
-        raise Refused("body_too_large_decompressed")
-    return data
+        at = parsedate_to_datetime(text)
+    except ValueError:
+        return None
+    if at.tzinfo is None:
+        at = at.replace(tzinfo=UTC)
+    return min(max(0.0, (at - datetime.now(UTC)).total_seconds()), _LONGEST_RETRY_AFTER_S)
+
+
+def _affordable(concurrency: int) -> int:
+    """As many requests as there may be open files; the soft limit is raised as far as the hard one allows."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = concurrency + _SPARE_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        if soft < wanted:
+            log.warning("only %d files may be open: %d requests in flight instead of %d", soft, soft // 2, concurrency)
+            return max(1, soft // 2)
+    return concurrency

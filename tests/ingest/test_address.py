@@ -1,12 +1,10 @@
-import asyncio
 import ipaddress
-import socket
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest.address import AddressPolicy, GuardedResolver, Refused, address_kind
+from ingest.address import AddressPolicy, Refused, address_kind
 from ingest.fetch_config import parse_network
 
 REFUSED_NETWORKS = [
@@ -146,26 +144,3 @@ def test_networks_are_written_as_cidr_with_an_optional_port(text: str, network: 
 def test_what_is_no_network_is_named(text: str):
     with pytest.raises(ValueError, match="is not a network"):
         parse_network(text)
-
-
-def resolved(policy: AddressPolicy, host: str, answers: list[str], monkeypatch: pytest.MonkeyPatch) -> object:
-    def getaddrinfo(*_: object, **__: object) -> list[tuple[object, ...]]:
-        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (answer, 0)) for answer in answers]
-
-    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
-
-    async def ask() -> object:
-        resolver = GuardedResolver(policy)
-        try:
-            return await resolver.resolve(host, 80)
-        finally:
-            await resolver.close()
-
-    return asyncio.run(ask())
-
-
-def test_a_name_with_one_private_address_is_refused_as_a_whole(monkeypatch: pytest.MonkeyPatch):
-    with pytest.raises(Refused, match="address_private"):
-        resolved(AddressPolicy(), "rebind.example", ["93.184.215.14", "10.0.0.1"], monkeypatch)
-    answer = resolved(AddressPolicy(), "good.example", ["93.184.215.14"], monkeypatch)
-    assert isinstance(answer, list) and [entry["host"] for entry in answer] == ["93.184.215.14"]

@@ -14,10 +14,15 @@ QUICK = {
 }  # fmt: skip
 
 
+async def one(fetcher: Fetcher, url: str) -> Fetched:
+    async with fetcher.fetched(url) as fetched:
+        return fetched
+
+
 def fetch(*urls: str, **settings: object) -> list[Fetched]:
     async def all_of_them() -> list[Fetched]:
         async with Fetcher(ImagesConfig(**{**QUICK, **settings})) as fetcher:  # type: ignore[arg-type]
-            return await asyncio.gather(*(fetcher.fetch(url) for url in urls))
+            return await asyncio.gather(*(one(fetcher, url) for url in urls))
 
     return asyncio.run(all_of_them())
 
@@ -105,7 +110,7 @@ def test_requests_say_who_they_are_and_nothing_else(hostile: HostileServer):
     fetch(f"{hostile.url}/good", user_agent="unclip-test")
     names = {line.partition(":")[0].lower() for line in hostile.heads[-1].splitlines()[1:] if line}
     assert "User-Agent: unclip-test" in hostile.heads[-1]
-    assert names == {"host", "user-agent", "accept"}
+    assert names == {"host", "user-agent", "accept", "accept-encoding"}
 
 
 def test_robots_tag_can_be_switched_off(hostile: HostileServer):
