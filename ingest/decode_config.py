@@ -27,6 +27,9 @@ class DecodeConfig(Section):
     quality: int = Field(default=95, ge=1, le=100)
     accept: tuple[ImageFormat, ...] = Field(default=("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"), min_length=1)
     max_pixels: int = Field(default=100_000_000, ge=1, description="of the original, read before any decoding")
+    max_frames: int = Field(default=1000, ge=1, description="of an animation, or pictures of a file")
+    max_icc_bytes: int = Field(default=4_000_000, ge=0, description="of a colour profile, as stored")
+    max_metadata_bytes: int = Field(default=8_000_000, ge=0, description="EXIF, XMP, text and comments, as stored")
     filters: FiltersConfig = FiltersConfig()
 
     decode_processes: int = Field(default=1, ge=1, le=64, description="of one worker")

@@ -17,6 +17,12 @@ class Filters:
             return "caption_too_long"
         return None
 
+    def body(self, body: bytes) -> str | None:
+        return None
+
+    def picture(self, pixels: object, url: str, caption: str) -> str | None:
+        return None
+
 
 def filters_identity(filters: FiltersConfig) -> dict[str, object]:
     """What belongs into the identity of what these filters made."""
