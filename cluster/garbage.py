@@ -5,12 +5,13 @@ What counts: the manifest, the table of shards that it names with its data files
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 from cluster.artifact import Artifact, read_manifest, read_requests, receipt_name, revised, revisions_of
+from cluster.shards import ShardEntry
 from cluster.storage import Folder
-from cluster.workshop import STAGING, Workshop
+from cluster.workshop import READERS, STAGING, Workshop
 
 DELETERS = 16
 NOTES = {"manifest.json", "held.json"}
@@ -37,6 +38,9 @@ def collect(folder: Folder, *, at_work: bool = False) -> list[str]:
         for entry in Artifact(folder, manifest).shards:
             keep.update(file.stored_as for file in entry.files)
             receipts.update(receipt_name(entry.shard, revision) for revision in revisions_of(entry, published))
+    for entry in _made(folder, open_revision):  # a shard of it may be one that an earlier unfinished revision made
+        keep.update(file.stored_as for file in entry.files)
+        receipts.update(receipt_name(entry.shard, revision) for revision in revisions_of(entry, open_revision))
     foreign = {name for name in folder.folders() if REVISED.sub(r"\g<stem>", name) != "work"}
     found = []
     for name in folder.names():
@@ -55,6 +59,14 @@ def delete(folder: Folder, names: Iterable[str]) -> None:
     with ThreadPoolExecutor(DELETERS, thread_name_prefix="delete") as deleters:
         for _ in deleters.map(folder.delete, names):
             pass
+
+
+def _made(folder: Folder, revision: int) -> Iterator[ShardEntry]:
+    """What the receipts of an unfinished revision prove."""
+    workshop = Workshop(folder.uri, revision)
+    with ThreadPoolExecutor(READERS, thread_name_prefix="receipts") as readers:
+        receipts = readers.map(workshop.receipt, sorted(workshop.committed()) if revision else ())
+        yield from (receipt.entry for receipt in receipts if receipt is not None)
 
 
 def _is_open(name: str, open_revision: int, at_work: bool) -> bool:
