@@ -11,6 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
+from pipeline import cli_data
+
 app = typer.Typer(
     name="unclip",
     help="From captioned image URLs to trained unCLIP (DALL·E 2) models, and pictures out of them.",
@@ -123,6 +125,9 @@ def report(
     from pipeline.report import write_report
 
     print(write_report(Folder(run), out))
+
+
+cli_data.register(app)
 
 
 def main() -> None:
