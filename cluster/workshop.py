@@ -154,6 +154,7 @@ class Attempt:
         self._attempt = uuid.uuid4().hex[:16]
         self._staged = f"{STAGING}/{shard:08d}-{self._attempt}"
         self._names: list[str] = []
+        self._ours = True
         folder = workshop.folder
         with told_when_full(folder.uri):
             if folder.local:
@@ -166,7 +167,8 @@ class Attempt:
         return self
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        shutil.rmtree(self._private, ignore_errors=True)
+        if self._ours:
+            shutil.rmtree(self._private, ignore_errors=True)
         if isinstance(error, OSError):
             with told_when_full(str(self._private)):
                 raise error
@@ -201,6 +203,9 @@ class Attempt:
             host=socket.gethostname(),
             environment=environment_digest(),
         )
+        # From here on a receipt may name these files, also where an error (a full disk) ends the attempt before they
+        # are settled: `recover` will want them.
+        self._ours = not folder.local
         while not folder.create(receipt_name(self._shard, revision), receipt.to_bytes()):
             winner = self._workshop.receipt(self._shard)
             if winner is not None:  # it may have been discarded since: then the claim is free again
