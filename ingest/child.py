@@ -63,16 +63,22 @@ def main() -> None:
         kind, body, url, caption = job
         signal.setitimer(signal.ITIMER_PROF, config.decode_deadline_s)
         if kind == JUDGE:
-            write_answer(answers, {"reasons": [filters.pair(*pair) for pair in json.loads(body)]})
+            reasons = [filters.pair(*pair) for pair in json.loads(body)]
+            write_answer(answers, {"reasons": reasons} | _told(filters))
         else:
             decoded = decode(body, config, filters, url, caption)
-            write_answer(answers, _set_fields(decoded.outcome), decoded.data or b"")
+            write_answer(answers, _set_fields(decoded.outcome) | _told(filters), decoded.data or b"")
             del decoded
         del job, body
 
 
 def _set_fields(outcome: Outcome) -> dict[str, Any]:
     return {name: value for name, value in asdict(outcome).items() if value is not None}
+
+
+def _told(filters: Filters) -> dict[str, Any]:
+    failures = filters.failures()
+    return {"failures": failures} if failures else {}
 
 
 def _die_with(parent: int) -> None:

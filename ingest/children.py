@@ -9,9 +9,11 @@ its pipe, so it never waits for the parent's loop.
 """
 
 import asyncio
+import contextlib
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -24,9 +26,12 @@ from pathlib import Path
 from typing import Any, Self
 
 from cluster.errors import UserError, WorkFailed
+from ingest.blocklists import read_block_lists
 from ingest.decode_config import DecodeConfig
-from ingest.frames import DECODE, HEAD_BYTES, JUDGE, SETTINGS, answer_lengths, request
+from ingest.frames import DECODE, HEAD_BYTES, JUDGE, LIST, SETTINGS, answer_lengths, request
 from ingest.outcome import Decoded, Outcome, Status
+
+log = logging.getLogger(__name__)
 
 _DEPTH = 3
 _PIPE_BYTES = 1 << 20
@@ -69,7 +74,10 @@ class Children:
 
     async def __aenter__(self) -> Self:
         plain = self._config.model_dump(mode="json", include=set(DecodeConfig.model_fields))
-        self._settings = request(SETTINGS, json.dumps({"config": plain, "lists": 0}).encode())
+        lists = await asyncio.to_thread(read_block_lists, self._config.filters)
+        self._settings = request(SETTINGS, json.dumps({"config": plain, "lists": len(lists)}).encode())
+        for name, text in lists.items():
+            self._settings += request(LIST, text, name)
         self._children = [self._started() for _ in range(self._config.decode_processes)]
         try:
             await asyncio.gather(*(child.ready for child in self._children))
@@ -96,6 +104,8 @@ class Children:
 
     async def judge(self, pairs: list[tuple[str, str]]) -> list[str | None]:
         """For each (url, caption) why it is filtered, or None."""
+        if not self._config.filters.judge_pairs:
+            return [None] * len(pairs)
         parts = [pairs[start : start + _PAIRS_A_JOB] for start in range(0, len(pairs), _PAIRS_A_JOB)]
         judged = await asyncio.gather(*(self._judged(part) for part in parts))
         return [reason for part in judged for reason in part]
@@ -119,7 +129,10 @@ class Children:
         else:
             self._waiting.append(job)
         self._feed()
-        return await job.done
+        answer, data = await job.done
+        for failure in answer.pop("failures", ()):
+            log.warning("%s", failure)
+        return answer, data
 
     def _feed(self) -> None:
         while self._waiting:
@@ -185,7 +198,7 @@ class _Child:
         self._overdue = self._dead = self._writing = False
         self._received = bytearray()
         self._complaints = tempfile.TemporaryFile()  # noqa: SIM115
-        self._process = subprocess.Popen(
+        self._process = subprocess.Popen(  # noqa: S603
             [sys.executable, "-P", "-c", _BEGIN, _ROOT, str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -197,10 +210,8 @@ class _Child:
         self._to, self._from = self._process.stdin.fileno(), self._process.stdout.fileno()
         for descriptor in (self._to, self._from):
             os.set_blocking(descriptor, False)
-            try:
+            with contextlib.suppress(OSError):  # the system allows less: the child waits for the loop now and then
                 fcntl.fcntl(descriptor, _F_SETPIPE_SZ, _PIPE_BYTES)
-            except OSError:
-                pass  # the system allows less; the child then waits for the loop now and then
         self._outgoing: list[memoryview] = [memoryview(piece) for piece in settings]
         self._busy_since = self._loop.time()
         self._clock = self._loop.call_later(_START_S, self._check_clock)

@@ -17,8 +17,9 @@ from ingest.filters import Filters
 from ingest.header import CorruptData, CorruptHeader, Header, read_header, sniffed
 from ingest.outcome import Decoded as Decoded
 from ingest.outcome import Outcome, Status
-from ingest.pixels import PixelRange, UnsupportedCompression, jpeg_pixels, opened, pillow_pixels
-from ingest.resize import Pixels, padded, upright
+from ingest.perceptual import THUMBNAIL
+from ingest.pixels import PixelRange, UnsupportedCompression, jpeg_rows, opened, pillow_rows
+from ingest.resize import Pixels, Plan, padded, plan, upright
 
 _SWAPS_SIDES = frozenset({5, 6, 7, 8})
 # Pillow's WEBP decoder keeps four copies of the picture, and says no more than that it failed when one does not fit.
@@ -48,8 +49,8 @@ def decode(body: bytes, config: DecodeConfig, filters: Filters, url: str = "", c
             image = _opened(body, header)
             original = _upright_size(image.size, header)
             _check_size(original, config)
-        picture = _pixels(body, image, header, config)
-        _keep(filters.picture(picture, url, caption))
+        picture, thumbnail = _pixels(body, image, header, config, filters.needs_thumbnail)
+        _keep(filters.picture(picture, thumbnail, url, caption))
         data = encoded(picture, config)
     except _Rejected as rejected:
         width, height = original or (None, None)
@@ -127,15 +128,19 @@ def _check_weight(header: Header, config: DecodeConfig) -> None:
             raise _Rejected(Status.UNDECODABLE, "memory")
 
 
-def _pixels(body: bytes, image: Image.Image | None, header: Header, config: DecodeConfig) -> Pixels:
-    """Of the wanted size and upright."""
+def _pixels(
+    body: bytes, image: Image.Image | None, header: Header, config: DecodeConfig, with_thumbnail: bool
+) -> tuple[Pixels, Pixels | None]:
+    """Of the wanted size and upright; and, where asked for, the whole picture as small as its hash needs it."""
     try:
-        if image is None:
-            pixels = jpeg_pixels(body, header, config.size, config.resize)
-        else:
-            pixels = pillow_pixels(body, image, header, config.size, config.resize)
-        pixels = upright(pixels, header.orientation)
-        return padded(pixels, config.size) if config.resize == "pad" else pixels
+        whole = (
+            jpeg_rows(body, header, config.size, config.resize) if image is None else pillow_rows(body, image, header)
+        )
+        thumbnail = None
+        if with_thumbnail:
+            thumbnail = upright(whole.shrunk(Plan((0, 0, whole.width, whole.height), THUMBNAIL)), header.orientation)
+        pixels = upright(whole.shrunk(plan(whole.width, whole.height, config.size, config.resize)), header.orientation)
+        return (padded(pixels, config.size) if config.resize == "pad" else pixels), thumbnail
     except MemoryError:
         raise _Rejected(Status.UNDECODABLE, "memory") from None
     except PixelRange:

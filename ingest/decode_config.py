@@ -9,13 +9,52 @@ from cluster.settings import Section
 ImageFormat = Literal["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"]
 
 
+# Settings of FiltersConfig that name a block-list.
+BLOCK_LISTS = ("blocked_urls", "blocked_domains", "blocked_captions", "blocked_images")
+
+_OF_PAIRS = (
+    "min_caption_characters",
+    "max_caption_characters",
+    "languages",
+    "boilerplate",
+    "boilerplate_patterns",
+    "blocked_urls",
+    "blocked_domains",
+    "blocked_captions",
+    "pair_filters",
+)
+
+
 class FiltersConfig(Section):
-    """Rows to leave out; every one is off (null) unless a recipe sets it."""
+    """Rows to leave out; every one is off unless a recipe sets it. A block-list is a text file at any fsspec URI."""
 
     min_caption_characters: int | None = Field(default=None, ge=1)
     max_caption_characters: int | None = Field(default=None, ge=1)
+    languages: tuple[str, ...] = Field(default=(), description="wanted ones, two letters each (ISO 639-1)")
+    boilerplate: bool = Field(default=False, description="leave out captions that our patterns call boilerplate")
+    boilerplate_patterns: tuple[str, ...] = Field(default=(), description="more of them, in RE2's syntax")
     min_side: int | None = Field(default=None, ge=1, description="pixels of the smaller side of the original")
     max_aspect_ratio: float | None = Field(default=None, ge=1, description="longer side over shorter side")
+    min_contrast: int | None = Field(
+        default=None, ge=1, le=255, description="from darkest to lightest of 32 × 32 area means"
+    )
+    blocked_urls: str | None = Field(default=None, description="block-list")
+    blocked_domains: str | None = Field(default=None, description="block-list; subdomains are meant too")
+    blocked_captions: str | None = Field(default=None, description="block-list of words and phrases")
+    blocked_images: str | None = Field(
+        default=None, description="block-list of hashes: MD5, SHA-1, SHA-256, perceptual"
+    )
+    blocked_image_distance: int = Field(
+        default=4, ge=0, le=20, description="bits by which a perceptual hash may differ"
+    )
+    pair_filters: tuple[str, ...] = Field(default=(), description="your own on (url, caption): package.module:function")
+    picture_filters: tuple[str, ...] = Field(default=(), description="your own on (pixels, url, caption)")
+
+    @property
+    def judge_pairs(self) -> bool:
+        """Whether any of them looks at url and caption."""
+        off = FiltersConfig()
+        return any(getattr(self, name) != getattr(off, name) for name in _OF_PAIRS)
 
 
 class DecodeConfig(Section):

@@ -10,6 +10,7 @@ import re
 import struct
 import zlib
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import simplejpeg
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 
 from ingest.header import CorruptData, CorruptHeader, Header
-from ingest.resize import Pixels, Plan, ResizeMode, area, jpeg_denominator, plan, resized
+from ingest.resize import Pixels, Plan, ResizeMode, area, jpeg_denominator, resized
 
 # The limit is ours and is checked before decoding; Pillow's would warn and raise at its own size.
 Image.MAX_IMAGE_PIXELS = None
@@ -45,11 +46,33 @@ class UnsupportedCompression(ValueError):
     """Pixels packed in a way that hides whether they are whole."""
 
 
-def jpeg_pixels(body: bytes, header: Header, size: int, mode: ResizeMode) -> Pixels:
+@dataclass(frozen=True)
+class Rows:
+    """A decoded picture, of which any part is had as RGB: `part(left, top, right, bottom)`."""
+
+    width: int
+    height: int
+    part: Callable[[int, int, int, int], Pixels]
+
+    def shrunk(self, how: Plan) -> Pixels:
+        """In bands: each is first shrunk across, then all of them together down."""
+        left, top, width, height = how.box
+        step = max(1, _BAND_PIXELS // width)
+        if step >= height or not how.shrinks:
+            return resized(self.part(left, top, left + width, top + height), Plan((0, 0, width, height), how.target))
+        narrow = np.empty((height, how.target[0], 3), np.uint8)
+        for first in range(0, height, step):
+            last = min(first + step, height)
+            band = self.part(left, top + first, left + width, top + last)
+            narrow[first:last] = area(band, (how.target[0], last - first))
+        return area(narrow, how.target)
+
+
+def jpeg_rows(body: bytes, header: Header, size: int, mode: ResizeMode) -> Rows:
+    """Already smaller by a whole factor where that is as good."""
     assert header.size is not None
-    width, height = header.size
-    denominator = jpeg_denominator(width, height, size, mode)
-    width, height = -(-width // denominator), -(-height // denominator)
+    denominator = jpeg_denominator(*header.size, size, mode)
+    width, height = (-(-side // denominator) for side in header.size)
     least = (height, width) if denominator > 1 else (0, 0)
     colours = "CMYK" if header.components == 4 else "RGB"
     try:
@@ -59,13 +82,8 @@ def jpeg_pixels(body: bytes, header: Header, size: int, mode: ResizeMode) -> Pix
         pixels = simplejpeg.decode_jpeg(body, colours, min_height=least[0], min_width=least[1], strict=False)
     if pixels.shape[:2] != (height, width):
         raise CorruptData("the size inside the data is another one")
-    how = plan(width, height, size, mode)
-    if header.components != 4:
-        return resized(pixels, how)
-    left, top, across, _ = how.box
-    return _shrunk_in_bands(
-        lambda first, last: _cmyk_to_rgb(pixels[top + first : top + last, left : left + across]), how
-    )
+    to_rgb = _cmyk_to_rgb if header.components == 4 else lambda part: part
+    return Rows(width, height, lambda left, top, right, bottom: to_rgb(pixels[top:bottom, left:right]))
 
 
 def _check_warning(said: str) -> None:
@@ -92,16 +110,14 @@ def opened(body: bytes, header: Header) -> Image.Image:
         raise CorruptHeader(str(error)) from None
 
 
-def pillow_pixels(body: bytes, image: Image.Image, header: Header, size: int, mode: ResizeMode) -> Pixels:
+def pillow_rows(body: bytes, image: Image.Image, header: Header) -> Rows:
     if header.format == "TIFF" and header.compression in _TIFF_JPEG:
         raise UnsupportedCompression
     interlaced = "interlace" in image.info
     image.load()
     if header.format == "PNG" and (interlaced or _ends_in_zeros(image)) and not _png_is_whole(body):
         raise CorruptData("the data ends before the last row")
-    how = plan(*image.size, size, mode)
-    left, top, width, _ = how.box
-    return _shrunk_in_bands(lambda first, last: to_rgb(image.crop((left, top + first, left + width, top + last))), how)
+    return Rows(*image.size, lambda left, top, right, bottom: to_rgb(image.crop((left, top, right, bottom))))
 
 
 def _ends_in_zeros(image: Image.Image) -> bool:
@@ -127,20 +143,6 @@ def _png_is_whole(body: bytes) -> bool:
             packed = stream.unconsumed_tail
         place += 12 + length
     return missing <= 0
-
-
-def _shrunk_in_bands(rows: Callable[[int, int], Pixels], how: Plan) -> Pixels:
-    """`rows(first, last)` are RGB rows of the plan's box. In bands each is first shrunk across, then all are down."""
-    _, _, width, height = how.box
-    step = max(1, _BAND_PIXELS // width)
-    if step >= height or not how.shrinks:
-        whole = np.concatenate([rows(first, min(first + step, height)) for first in range(0, height, step)])
-        return resized(whole, Plan((0, 0, width, height), how.target))
-    narrow = np.empty((height, how.target[0], 3), np.uint8)
-    for first in range(0, height, step):
-        last = min(first + step, height)
-        narrow[first:last] = area(rows(first, last), (how.target[0], last - first))
-    return area(narrow, how.target)
 
 
 def to_rgb(image: Image.Image) -> Pixels:

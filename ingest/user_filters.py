@@ -1,0 +1,70 @@
+"""Filters of the user's own, named as `package.module:function` in the config.
+
+    pair_filters       function(url: str, caption: str) -> str | None
+    picture_filters    function(pixels: height × width × RGB uint8, read-only, url: str, caption: str) -> str | None
+
+None keeps the row; a word (small letters, digits, underscores) says why it is left out and becomes its reason. They
+come from installed packages only: a module that merely lies in the working directory is not taken, as code must not
+depend on where a run was started, and a package has a version for the identity. A filter that raises, or answers
+anything else, leaves the row out under `{function}_failed`: what could not be judged is not let in.
+"""
+
+import importlib
+import re
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib import metadata
+from typing import Any
+
+from cluster.errors import UserError
+
+_PATH = re.compile(r"(?P<module>[A-Za-z_]\w*(\.[A-Za-z_]\w*)*):(?P<function>[A-Za-z_]\w*)", re.ASCII)
+_REASON = re.compile(r"[a-z][a-z0-9_]{0,39}", re.ASCII)
+
+
+@dataclass
+class UserFilter:
+    path: str
+    function: Callable[..., Any]
+    failures: list[str] = field(default_factory=list)
+
+    def __call__(self, *arguments: object) -> str | None:
+        try:
+            reason = self.function(*arguments)
+            if reason is None or (isinstance(reason, str) and _REASON.fullmatch(reason)):
+                return reason
+            raise TypeError(f"{self.path} answered {reason!r}: expected None or a word such as 'too_dark'")
+        except Exception:
+            if not self.failures:
+                self.failures.append(f"the filter {self.path} failed: {traceback.format_exc(limit=-3)}")
+            return f"{self.path.rsplit(':')[-1].lower()}_failed"
+
+
+def user_filter(path: str, setting: str) -> UserFilter:
+    """Raises `UserError` where it cannot be had."""
+    match = _PATH.fullmatch(path)
+    if match is None:
+        raise UserError(f"{setting} names {path!r}; write package.module:function")
+    distribution_of(path, setting)
+    try:
+        function = getattr(importlib.import_module(match["module"]), match["function"])
+    except Exception as error:
+        raise UserError(f"{setting}: {path} cannot be imported: {type(error).__name__}: {error}") from error
+    if not callable(function):
+        raise UserError(f"{setting}: {path} is no function but {function!r}")
+    return UserFilter(path, function)
+
+
+def distribution_of(path: str, setting: str) -> metadata.Distribution:
+    """The installed package that a filter comes from."""
+    top = path.split(":")[0].split(".")[0]
+    for name in metadata.packages_distributions().get(top, []):
+        distribution = metadata.distribution(name)
+        # A project's folder has metadata too once it was built there; what was installed names its installer.
+        if distribution.read_text("INSTALLER") is not None:
+            return distribution
+    raise UserError(
+        f"{setting} names {path!r}, but no installed package has a module {top!r}; filters are taken from installed "
+        "packages only: put it into a package and install that with pip"
+    )
