@@ -83,7 +83,7 @@ class Workshop:
 
     def recover(self) -> None:
         """Finish the move of every shard that was claimed by an attempt which did not live to settle it."""
-        for name in (self.folder / STAGING).names():
+        for name in sorted({path.partition("/")[0] for path in (self.folder / STAGING).files_below()}):
             shard, _, attempt = name.partition("-")
             receipt = self.receipt(int(shard)) if shard.isdigit() else None
             if receipt is not None and receipt.attempt == attempt:
