@@ -64,6 +64,13 @@ def scene_url(config: ScenesConfig, set_name: str, index: int) -> str:
     return f"http://{HOST}:{config.port}/{set_name}/{index:07d}.{extension}"
 
 
+def scene_rows(config: ScenesConfig, set_name: str) -> int:
+    """How many rows the table of a set has: of the training set, with those that real tables have (see below)."""
+    if set_name == "training":
+        return config.count + min(_REPEATED_ROWS, config.count) + 2
+    return int(getattr(config, set_name))
+
+
 def write_scene_tables(folder: str | os.PathLike[str], config: ScenesConfig) -> dict[str, str]:
     """Write `training.parquet` and one table an evaluation set. → set name: path or URI.
 

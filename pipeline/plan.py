@@ -1,4 +1,7 @@
-"""`unclip plan`: what a recipe would build, told without building anything."""
+"""`unclip plan`: what a recipe would build and what room it takes, told without building anything.
+
+It works without a source; where the source can be opened, rows, bytes and files of each stage are estimated.
+"""
 
 from typing import Any
 
@@ -7,6 +10,8 @@ from rich.table import Table
 
 from cluster.storage import Folder
 from pipeline.config import RunConfig
+from pipeline.estimate import StageEstimate, estimate_data, estimate_model, source_rows
+from pipeline.gc import bytes_in_words
 from pipeline.sources import RunSources
 from pipeline.stages import stages_of
 
@@ -14,17 +19,30 @@ Plain = dict[str, Any]
 
 
 def plan_of(config: RunConfig) -> Plain:
-    """{"stages": [{"name", "inputs"}], "models": [{"name", "parameters", …}]}."""
-    stages = stages_of(config, RunSources(config, Folder(".")))
-    return {
-        "stages": [{"name": stage.name, "inputs": list(stage.inputs)} for stage in stages],
-        "models": _models(config),
+    """{"stages": [{"name", "inputs", "rows", "bytes", "files", "scratch_bytes"}], "models": [{"name", "parameters",
+    …}], "totals": {…}, "unknown": […]}. `scratch_bytes` are checkpoints while the stage runs."""
+    sources = RunSources(config, Folder("."))
+    rows, unknown = source_rows(config, sources)
+    models = _models(config)
+    estimates = estimate_data(config, rows)
+    estimates |= {model["name"]: estimate_model(model["parameters"], trained=bool(model["steps"])) for model in models}
+    stages: list[Plain] = [
+        {"name": stage.name, "inputs": list(stage.inputs), **estimates.get(stage.name, StageEstimate()).plain()}
+        for stage in stages_of(config, sources)
+    ]
+    totals = {
+        "bytes": sum(stage["bytes"] or 0 for stage in stages),
+        "files": sum(stage["files"] or 0 for stage in stages),
+        "scratch_bytes": max(stage["scratch_bytes"] for stage in stages),
     }
+    return {"stages": stages, "models": models, "totals": totals, "unknown": unknown}
 
 
 def print_plan(planned: Plain) -> None:
     console = Console(highlight=False)
-    console.print("stages: " + " → ".join(stage["name"] for stage in planned["stages"]))
+    if not console.is_terminal:
+        console.width = 160  # a file or a pipe has no edge
+    _print_stages(console, planned)
     table = Table(box=None, pad_edge=False, header_style="dim")
     for title, justify in (
         ("model", "left"),
@@ -44,6 +62,46 @@ def print_plan(planned: Plain) -> None:
             f"{steps * batch:,}" if steps and batch else "",
         )
     console.print(table)
+
+
+def _print_stages(console: Console, planned: Plain) -> None:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for title, justify in (
+        ("stage", "left"),
+        ("rows up to", "right"),
+        ("bytes", "right"),
+        ("files", "right"),
+        ("while it trains", "right"),
+        ("made from", "left"),
+    ):
+        table.add_column(title, justify=justify, no_wrap=title != "made from")  # type: ignore[arg-type]
+    for stage in planned["stages"]:
+        table.add_row(
+            stage["name"],
+            f"{stage['rows']:,}" if stage["rows"] is not None else "",
+            bytes_in_words(stage["bytes"]) if stage["bytes"] is not None else "",
+            f"{stage['files']:,}" if stage["files"] is not None else "",
+            f"+ {bytes_in_words(stage['scratch_bytes'])}" if stage["scratch_bytes"] else "",
+            _inputs_in_words(stage["inputs"]),
+        )
+    console.print(table)
+    totals = planned["totals"]
+    console.print(
+        f"about {bytes_in_words(totals['bytes'])} in {totals['files']:,} files, and "
+        f"{bytes_in_words(totals['scratch_bytes'])} more for a while: room to make, if every row's picture arrives.",
+        soft_wrap=True,
+    )
+    for why in planned["unknown"]:
+        console.print(f"rows not known: {why}", soft_wrap=True, markup=False)
+    console.print()
+
+
+def _inputs_in_words(inputs: list[str]) -> str:
+    """Inputs of evaluation sets are told once for all sets."""
+    words = [
+        name if not name.startswith("evaluation/") else f"evaluation/*/{name.rsplit('/', 1)[1]}" for name in inputs
+    ]
+    return " ".join(dict.fromkeys(words))
 
 
 def _models(config: RunConfig) -> list[Plain]:
