@@ -5,6 +5,8 @@ An answer that is not wanted (an error, a redirect, a refusal) has its verdict o
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 
 from ingest.address import Refused
 from ingest.budget import ByteBudget
@@ -15,6 +17,7 @@ MAY_PASS = frozenset({408, 425, 429, 500, 502, 503, 504})
 KEPT_HEADERS = frozenset(
     {b"content-length", b"transfer-encoding", b"content-encoding", b"location", b"retry-after", b"x-robots-tag"}
 )
+_LONGEST_RETRY_AFTER_S = 7 * 86_400.0
 _ROBOTS_REFUSALS = frozenset({"noai", "noimageai", "noindex", "noimageindex", "none"})
 
 
@@ -76,6 +79,19 @@ class Answer:
     @property
     def body(self) -> bytes:
         return self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+
+    @property
+    def retry_after_s(self) -> float | None:
+        """Of a Retry-After header, which holds seconds or an HTTP date."""
+        text = self.header(b"retry-after").strip()
+        if text.isascii() and text.isdigit():
+            return min(float(text[:12]), _LONGEST_RETRY_AFTER_S)
+        try:
+            at = parsedate_to_datetime(text)
+        except ValueError:
+            return None
+        at = at if at.tzinfo is not None else at.replace(tzinfo=UTC)
+        return min(max(0.0, (at - datetime.now(UTC)).total_seconds()), _LONGEST_RETRY_AFTER_S)
 
     def head(self, status: int) -> bool:
         """Whether the body is wanted."""

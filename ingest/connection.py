@@ -7,6 +7,7 @@ no room, the clock stands still.
 
 import asyncio
 from collections.abc import Callable
+from time import monotonic
 from typing import cast
 
 import httptools
@@ -18,7 +19,8 @@ MAX_HEAD_BYTES = 65_536
 # What an unwanted body may cost before its connection is given up rather than kept.
 _DISCARDED_BYTES = 65_536
 _DISCARDING_S = 0.5
-# libuv fires timers before it reads: what had come by the deadline is still in the socket when a stall of ours ends.
+# Times are monotonic(), because uvloop's own clock stands still within a round of the loop; and libuv fires timers
+# before it reads: what had come by the deadline is still in the socket when a stall of ours ends.
 _GRACE_S = 0.02
 
 
@@ -49,7 +51,7 @@ class Connection(asyncio.Protocol):
     def ask(self, request: bytes, answer: Answer, left_s: float) -> "asyncio.Future[None]":
         """Done when the answer has ended, well or not; `answer.failure` tells. `deadline_at` holds what is left."""
         assert self._answer is None and self._transport is not None
-        now = self._loop.time()
+        now = monotonic()
         self._answer = answer
         answer.pause, answer.resume = self._pause, self._resume
         self._ended = self._loop.create_future()
@@ -60,7 +62,7 @@ class Connection(asyncio.Protocol):
         self._head_done = self._to_the_end = self._discarding = self._expired = False
         self.requests += 1
         patience_s = self._min_rate_after_s if self._min_bytes_per_s > 0 else left_s
-        self._timer = self._loop.call_at(now + min(left_s, patience_s), self._look)
+        self._timer = self._loop.call_later(min(left_s, patience_s), self._look)
         if self.lost:
             self._fail(Stale())
         else:
@@ -90,7 +92,7 @@ class Connection(asyncio.Protocol):
             self.close()  # nothing was asked
             return
         if not self._received:
-            self._first_byte_at = self._loop.time()
+            self._first_byte_at = monotonic()
         self._received += len(data)
         if not self._head_done:
             self._head_bytes += len(data)
@@ -143,7 +145,7 @@ class Connection(asyncio.Protocol):
             self._to_the_end = not any(name in (b"content-length", b"transfer-encoding") for name, _ in answer.headers)
             if not answer.head(status):
                 self._discarding = True
-                self._look_at(self._loop.time() + _DISCARDING_S)
+                self._look_at(monotonic() + _DISCARDING_S)
 
     def on_body(self, data: bytes) -> None:
         answer = self._answer
@@ -170,11 +172,11 @@ class Connection(asyncio.Protocol):
     def _look_at(self, at: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = self._loop.call_at(at, self._look)
+        self._timer = self._loop.call_later(max(0.0, at - monotonic()), self._look)
 
     def _look(self) -> None:
         """Has the answer's time come? If not, when to look again."""
-        now = self._loop.time()
+        now = monotonic()
         if self._paused_at:
             self._look_at(now + self._min_rate_after_s)
             return
@@ -197,12 +199,12 @@ class Connection(asyncio.Protocol):
 
     def _pause(self) -> None:
         if self._transport is not None and not self._transport.is_closing() and self._answer is not None:
-            self._paused_at = self._loop.time()
+            self._paused_at = monotonic()
             self._transport.pause_reading()
 
     def _resume(self) -> None:
         if self._paused_at and self._transport is not None and not self._transport.is_closing():
-            stood_still_s = self._loop.time() - self._paused_at
+            stood_still_s = monotonic() - self._paused_at
             self._paused_at = 0.0
             self.deadline_at += stood_still_s
             self._first_byte_at += stood_still_s

@@ -16,21 +16,18 @@ import logging
 import random
 import resource
 import ssl
-import time
 import uuid
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
+from time import monotonic
 from types import TracebackType
 from typing import Any, Self
 
 from yarl import URL
 
 from ingest.address import AddressPolicy, Refused
-from ingest.answer import Answer, Caps, FetchFailed, Stale
+from ingest.answer import Answer, Caps, FetchFailed
 from ingest.budget import ByteBudget
-from ingest.connection import Connection
-from ingest.dial import dial
+from ingest.exchange import Exchanges
 from ingest.fetch_config import FetchConfig
 from ingest.host import Errand, Host, HostGone, KnownHosts
 from ingest.limits import Ask, HostLimits, limits_settings, local_ask
@@ -44,10 +41,7 @@ from ingest.turns import Turns
 log = logging.getLogger(__name__)
 
 MAX_REDIRECTS = 5
-# Of the deadline, for one try to connect: a dropped SYN is sent again after 1 and 3 seconds.
-_CONNECT_SHARE = 0.4
 _PROBE_S = 5.0
-_LONGEST_RETRY_AFTER_S = 7 * 86_400.0
 _SPARE_FILES = 512
 
 
@@ -110,12 +104,8 @@ class Fetcher:
         self._look_up = look_up
         self._tls = trust or ssl.create_default_context()
         self._policy = AddressPolicy(config.allow_networks, config.ports)
-        self._proxy = None if config.proxy is None else URL(config.proxy)
         self._caps = Caps(config.max_bytes, config.max_decompressed_bytes, config.respect_robots_tag)
         self._robots_caps = Caps(MAX_BYTES, MAX_BYTES, respect_robots_tag=False, cut=True)
-        self._headers = (
-            f"User-Agent: {config.user_agent}\r\nAccept: image/*,*/*;q=0.1\r\nAccept-Encoding: identity\r\n\r\n"
-        )
         self._stopped: Exception | None = None
 
     async def __aenter__(self) -> Self:
@@ -153,6 +143,7 @@ class Fetcher:
             resumed=self._resumed,
             broken=self._stop,
         )
+        self._exchanges = Exchanges(config, self._turns, self._budget, self._tls)
         self._tick()
         return self
 
@@ -183,7 +174,7 @@ class Fetcher:
             "in_flight": self._turns.in_flight,
             "waiting": self._turns.waiting,
             "cooling": [host.label for host in list(self._turns.cooling)[:20]],
-            "outage": False if since is None else f"no host answers since {self._loop.time() - since:.0f} s",
+            "outage": False if since is None else f"no host answers since {monotonic() - since:.0f} s",
             "buffered_bytes": self._budget.used,
         }
 
@@ -194,7 +185,7 @@ class Fetcher:
         label = ""
         try:
             target = self._policy.check_url(url)
-            label = self._hosts.of(target, self._loop.time()).label
+            label = self._hosts.of(target, monotonic()).label
             answer = await self._persist(errand, target, self._caps, robots=self._config.respect_robots_txt)
             return Fetched(answer.body, attempts=errand.attempts, host=label), answer
         except FetchFailed as failure:
@@ -245,13 +236,13 @@ class Fetcher:
         raise FetchFailed("too_many_redirects", may_pass=False)
 
     async def _get(self, errand: Errand, url: URL, caps: Caps, robots: bool) -> Answer:
-        host = self._hosts.of(url, self._loop.time())
+        host = self._hosts.of(url, monotonic())
         try:
-            if host.resolved is None or host.resolved.until < time.monotonic():
+            if host.resolved is None or host.resolved.until < monotonic():
                 await self._resolve(errand, host)
             if robots:
                 await self._robots.check(host.key, url)
-            answer = await self._exchange(errand, host, url, caps)
+            answer = await self._exchanges.get(errand, host, url, caps)
             if answer.status:
                 self._turns.answered(host)
                 self._outage.answered(host)
@@ -268,89 +259,25 @@ class Fetcher:
         return answer
 
     async def _resolve(self, errand: Errand, host: Host) -> None:
-        asked_at = time.monotonic()
+        asked_at = monotonic()
         try:
             host.resolved = resolved = await self._resolver.resolve(host.name, host.port)
         except Unresolvable as error:
             raise FetchFailed("dns", may_pass=error.may_pass, network=error.may_pass) from None
-        errand.left_s -= min(resolved.seconds, time.monotonic() - asked_at)
+        errand.left_s -= min(resolved.seconds, monotonic() - asked_at)
         inside = all(self._policy.allows(address, host.port) for address in resolved.addresses)
         host.limited = not inside or self._config.limit_allowed_networks
-
-    async def _exchange(self, errand: Errand, host: Host, url: URL, caps: Caps) -> Answer:
-        """One request and what came of it. Raises `FetchFailed` where no connection came to be."""
-        request = f"GET {url.raw_path_qs} HTTP/1.1\r\nHost: {host.label}\r\n{self._headers}".encode("ascii")
-        while True:
-            if self._stopped is not None:
-                raise self._stopped
-            connection = await self._turns.turn(host, errand)
-            is_new = connection is None
-            answer = Answer(caps, self._budget)
-            try:
-                if connection is not None and not _is_current(connection, host):
-                    connection.close()
-                    connection = None
-                if connection is None:
-                    connection = await self._opened(errand, host)
-                if errand.left_s <= 0:
-                    raise FetchFailed("deadline", may_pass=False)
-                asked_at = self._loop.time()
-                await connection.ask(request, answer, errand.left_s)
-                errand.left_s = connection.deadline_at - self._loop.time()
-                if connection.first_byte_at:
-                    if is_new:
-                        host.pace.first_answer(connection.first_byte_at - asked_at, connection.first_byte_at)
-                    host.pace.answered(connection.first_byte_at - asked_at, self._config.concurrency)
-            except asyncio.CancelledError:
-                if connection is not None:
-                    connection.give_up()
-                answer.drop()
-                raise
-            finally:
-                if is_new:
-                    host.opening -= 1
-                self._turns.done(host, connection)
-            if not isinstance(answer.failure, Stale):
-                return answer
-            self._turns.close_idle(host)
-
-    async def _opened(self, errand: Errand, host: Host) -> Connection:
-        assert host.resolved is not None
-        addresses = host.resolved.addresses
-        started = self._loop.time()
-        patience_s = min(errand.left_s, self._config.deadline_s * _CONNECT_SHARE)
-        try:
-            async with asyncio.timeout(patience_s):
-                connection = await dial(
-                    lambda: Connection(self._config.min_rate_after_s, self._config.min_bytes_per_s),
-                    addresses[host.address % len(addresses)],
-                    host.port,
-                    name=host.name,
-                    tls=self._tls if host.scheme == "https" else None,
-                    proxy=self._proxy,
-                )
-        except ssl.SSLError:
-            raise FetchFailed("tls", may_pass=False) from None
-        except (TimeoutError, OSError):
-            host.address += 1
-            host.pace.troubled(self._loop.time())
-            raise FetchFailed("connection_failed", may_pass=True, network=True) from None
-        finally:
-            errand.left_s -= self._loop.time() - started
-        host.pace.connected(self._loop.time() - started, self._loop.time())
-        return connection
 
     def _heed(self, host: Host, answer: Answer) -> None:
         """A host that is asked too much says so, and until when."""
         if answer.status not in (429, 503):
             return
-        retry_after = answer.header(b"retry-after")
         host.pace.rejected()
-        if retry_after or answer.status == 429:
-            seconds = _seconds(retry_after)
-            self._turns.leave_alone(
-                host, self._config.backoff_s if seconds is None else seconds, f"http_{answer.status}"
-            )
+        seconds = answer.retry_after_s
+        if seconds is None and answer.status == 429:
+            seconds = self._config.backoff_s
+        if seconds is not None:
+            self._turns.leave_alone(host, seconds, f"http_{answer.status}")
             if host.limited:
                 self._shares.exchange_soon(host)
 
@@ -363,7 +290,7 @@ class Fetcher:
 
     async def _probe(self, host: Host) -> bool:
         """Whether the host can be connected to right now, with its name resolved anew."""
-        if host.resting_until > self._loop.time() and host.down_since is None:
+        if host.resting_until > monotonic() and host.down_since is None:
             return False
         try:
             async with asyncio.timeout(_PROBE_S):
@@ -395,11 +322,6 @@ class Fetcher:
         self._ticking = self._loop.call_later(1.0, self._tick)
 
 
-def _is_current(connection: Connection, host: Host) -> bool:
-    assert host.resolved is not None
-    return connection.address in host.resolved.addresses
-
-
 def _joined(url: URL, location: str) -> str:
     location = location.strip()
     if any(ord(letter) < 32 or ord(letter) == 127 for letter in location):
@@ -408,20 +330,6 @@ def _joined(url: URL, location: str) -> str:
         return str(url.join(URL(location)))
     except ValueError:
         raise FetchFailed("bad_redirect", may_pass=False) from None
-
-
-def _seconds(retry_after: str) -> float | None:
-    """Of a Retry-After header: seconds, or an HTTP date."""
-    text = retry_after.strip()
-    if text.isascii() and text.isdigit():
-        return min(float(text[:12]), _LONGEST_RETRY_AFTER_S)
-    try:
-        at = parsedate_to_datetime(text)
-    except ValueError:
-        return None
-    if at.tzinfo is None:
-        at = at.replace(tzinfo=UTC)
-    return min(max(0.0, (at - datetime.now(UTC)).total_seconds()), _LONGEST_RETRY_AFTER_S)
 
 
 def _affordable(concurrency: int) -> int:

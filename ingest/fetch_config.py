@@ -57,7 +57,7 @@ class FetchConfig(Section):
     min_bytes_per_s: float = Field(default=1000.0, ge=0, description="required of a body after min_rate_after_s")
     attempts: int = Field(default=3, ge=1, le=10)
     backoff_s: float = Field(default=0.25, gt=0, description="before the second attempt; doubles for each further one")
-    concurrency: int = Field(default=1024, ge=1, le=16384, description="requests in flight in one worker")
+    concurrency: int = Field(default=4096, ge=1, le=16384, description="requests in flight in one worker")
     connections_per_host: int = Field(default=16, ge=1, description="in the whole run; not inside allow_networks")
     requests_per_s_per_host: float = Field(default=50.0, gt=0, description="in the whole run; as above")
     limit_allowed_networks: bool = Field(default=False, description="hold both limits inside allow_networks too")

@@ -62,7 +62,7 @@ class Grant:
 
 @dataclass(slots=True, eq=False)
 class Host:
-    """`open` counts connections, idle ones and those being opened too; `opening` those that have not answered yet."""
+    """`open` counts connections, idle and new ones too; `opening` are the new ones, which have not answered yet."""
 
     scheme: str
     name: str
@@ -71,12 +71,13 @@ class Host:
     waiting: deque[Waiter] = field(default_factory=deque)
     idle: list[Connection] = field(default_factory=list)
     open: int = 0
-    opening: int = 0
+    opening: dict[Errand, float] = field(default_factory=dict)
     in_flight: int = 0
     pace: Pace = field(default_factory=Pace)
     grant: Grant = field(default_factory=Grant)
     queued: bool = False
     timer: asyncio.TimerHandle | None = None
+    timer_at: float = 0.0
     # Trouble: failures in a row; since when it is down; until when it is left alone, and the ledger's word for why.
     failures: int = 0
     down_since: float | None = None

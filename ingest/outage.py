@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
+from time import monotonic
 
 from cluster.errors import WorkFailed
 from ingest.host import Host
@@ -71,7 +72,7 @@ class Outage:
         """Whether the failure is the host's own. Returns when that is known; False means ask again."""
         self._failed[host] = None
         doubt: asyncio.Future[bool] = self._loop.create_future()
-        self._in_doubt[doubt] = self._loop.time() + _IN_DOUBT_S
+        self._in_doubt[doubt] = monotonic() + _IN_DOUBT_S
         if len(self._failed) >= MANY_HOSTS and self._judging is None:
             self._judging = self._loop.create_task(self._judge())
         elif self._judging is None:
@@ -88,7 +89,7 @@ class Outage:
             self._timer = None
         if self._judging is not None or not self._in_doubt:
             return
-        now = self._loop.time()
+        now = monotonic()
         if self._nothing_in_flight():
             self._resolve(list(self._in_doubt), theirs=True)
             return
@@ -108,10 +109,10 @@ class Outage:
             self._begin(len(suspects), bool(witnesses))
             pause_s = _FIRST_PAUSE_S
             while self.since is not None:
-                if self._loop.time() - self.since > self._patience_s:
+                if monotonic() - self.since > self._patience_s:
                     self._broken(self._too_long())
                     return
-                await asyncio.sleep(min(pause_s, max(0.01, self.since + self._patience_s - self._loop.time())))
+                await asyncio.sleep(min(pause_s, max(0.01, self.since + self._patience_s - monotonic())))
                 pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
                 failed = list(self._failed)
                 if await self._any_answers([*list(self._good)[-_PROBED:], *failed[:2], *failed[-1:]]):
@@ -142,7 +143,7 @@ class Outage:
                 probe.cancel()
 
     def _begin(self, suspects: int, witnessed: bool) -> None:
-        self.since = self._loop.time()
+        self.since = monotonic()
         known = "hosts that answered before fail too" if witnessed else "none has answered yet"
         log.warning(
             "outage: %d hosts failed one after another and %s; fetching pauses until one answers", suspects, known
@@ -151,7 +152,7 @@ class Outage:
 
     def _end(self) -> None:
         assert self.since is not None
-        log.warning("outage over after %.0f s: fetching goes on", self._loop.time() - self.since)
+        log.warning("outage over after %.0f s: fetching goes on", monotonic() - self.since)
         self.since = None
         if self._judging is not None and self._judging is not asyncio.current_task():
             self._judging.cancel()

@@ -8,6 +8,8 @@ import asyncio
 import logging
 from collections.abc import Callable
 from concurrent.futures import Future
+from math import inf
+from time import monotonic
 from typing import Any
 
 from cluster.errors import WorkFailed
@@ -57,19 +59,16 @@ class Shares:
         self._scheduled = self._closed = False
         self._failing_since: float | None = None
 
-    def may_ask(self, host: Host, now: float) -> bool:
-        """Whether a request may go to a limited host now; where not, the host will be woken."""
+    def may_ask(self, host: Host, now: float) -> float:
+        """When a request may go to a limited host: not after now, then, or for ever where `granted` will follow."""
         grant = host.grant
         has_place = bool(host.idle) or host.open < grant.connections
         # A request ends within the deadline: none begins that could outlive the lease of its connection.
         if not has_place or grant.until - self._deadline_s <= now or grant.requests < 1 or grant.requests_until <= now:
             if host not in self._again and (self._asked is None or host not in self._asked):
                 self.exchange_soon(host)
-            return False
-        if grant.next_at > now:
-            self._loop.call_at(grant.next_at, self._granted, host)
-            return False
-        return True
+            return inf
+        return grant.next_at
 
     def exchange_soon(self, host: Host) -> None:
         self._dirty[host] = None
@@ -77,7 +76,7 @@ class Shares:
 
     def tick(self) -> None:
         """About once a second: leases are renewed, what is not needed is given back, and our state is told."""
-        now = self._loop.time()
+        now = monotonic()
         for host in list(self._held):
             if not host.busy or host.grant.until - now < self._lease_s - max(
                 1.0, (self._lease_s - self._deadline_s) / 3
@@ -102,7 +101,7 @@ class Shares:
             return
         self._asked = {host: self._demand(host) for host in self._dirty}
         self._dirty.clear()
-        started = self._loop.time()
+        started = monotonic()
         demand = {host.key: asked for host, asked in self._asked.items()}
         try:
             answer = self._ask("exchange", self._worker, demand, self._state())
@@ -115,7 +114,7 @@ class Shares:
             answer.add_done_callback(lambda done: self._loop.call_soon_threadsafe(self._received, started, done))
 
     def _demand(self, host: Host) -> Demand:
-        now = self._loop.time()
+        now = monotonic()
         waiting = len(host.waiting)
         wanted = min(self._most_connections, host.in_flight + waiting)
         rest_s = max(0.0, host.resting_until - now) if host.down_since is None else 0.0
@@ -142,7 +141,7 @@ class Shares:
 
     def _apply(self, host: Host, demand: Demand, reply: Reply, started: float) -> None:
         connections, requests, start_in_s, spacing_s, rest_s, rest_reason = reply
-        now = self._loop.time()
+        now = monotonic()
         grant = host.grant
         grant.connections, grant.until = connections, started + self._lease_s
         if requests:
@@ -170,7 +169,7 @@ class Shares:
                 self._granted(host)
 
     def _failed(self, error: BaseException) -> None:
-        now = self._loop.time()
+        now = monotonic()
         if self._failing_since is None:
             self._failing_since = now
             log.warning("the hosts' shared limits cannot be reached (%r); asking again", error)

@@ -10,6 +10,8 @@ It then leaves the round, and whatever ends its waiting brings it back.
 import asyncio
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
+from math import inf
+from time import monotonic
 
 from ingest.connection import Connection
 from ingest.host import Errand, Host, HostGone, Waiter
@@ -21,7 +23,7 @@ _SHARE_OF_FREE = 3
 
 
 class Turns:
-    """`may_ask` says whether a limited host may be asked now, and wakes it later where not."""
+    """`may_ask` says when a limited host may be asked: not after now, then, or for ever where it will wake the host."""
 
     def __init__(
         self,
@@ -31,7 +33,7 @@ class Turns:
         host_cooldown_s: float,
         host_patience_s: float,
         has_room: Callable[[], bool],
-        may_ask: Callable[[Host, float], bool],
+        may_ask: Callable[[Host, float], float],
         gave_back: Callable[[Host], None],
     ) -> None:
         self._loop = asyncio.get_running_loop()
@@ -54,11 +56,11 @@ class Turns:
 
     async def turn(self, host: Host, errand: Errand) -> Connection | None:
         """Wait for a turn. Every turn taken ends with `done`. Raises `HostGone`."""
-        now = self._loop.time()
+        now = monotonic()
         if host.resting_until > now:
             self._be_patient(host, errand, now)
         elif not host.waiting and self._is_free() and self._may_start(host, now):
-            return self._start(host, now)
+            return self._start(host, errand, now)
         waiter = Waiter(self._loop.create_future(), errand)
         host.waiting.append(waiter)
         self.waiting += 1
@@ -67,19 +69,20 @@ class Turns:
             return await waiter.turn
         except asyncio.CancelledError:
             if waiter.turn.done() and not waiter.turn.cancelled() and waiter.turn.exception() is None:
-                self.done(host, waiter.turn.result())
+                self.done(host, errand, waiter.turn.result())
             elif waiter in host.waiting:
                 host.waiting.remove(waiter)
                 self.waiting -= 1
             raise
 
-    def done(self, host: Host, connection: Connection | None) -> None:
+    def done(self, host: Host, errand: Errand, connection: Connection | None) -> None:
         """The turn is over. `connection` is None where none came to be."""
+        host.opening.pop(errand, None)
         self.in_flight -= 1
         host.in_flight -= 1
         limit = host.grant.connections if host.limited else self._concurrency
         if connection is not None and connection.reusable and host.open <= limit:
-            now = self._loop.time()
+            now = monotonic()
             host.idle.append(connection)
             self._idle[connection] = (host, now)
             connection.on_lost = self._lost
@@ -106,7 +109,7 @@ class Turns:
 
     def go_on(self) -> None:
         """Start all that may start."""
-        now = self._loop.time()
+        now = monotonic()
         while self._round and self._is_free():
             host = self._round.popleft()
             host.queued = False
@@ -118,7 +121,7 @@ class Turns:
                 host.queued = True
                 self._round.append(host)
             if not waiter.turn.done():
-                waiter.turn.set_result(self._start(host, now))
+                waiter.turn.set_result(self._start(host, waiter.errand, now))
 
     def pause(self) -> None:
         self._paused = True
@@ -140,11 +143,18 @@ class Turns:
             self._crowding.add(host)
             return False
         self._crowding.discard(host)
-        if not host.idle and (host.opening >= int(host.pace.opening) or host.in_flight >= int(host.pace.in_flight)):
-            return False
-        return not host.limited or self._may_ask(host, now)
+        at = now
+        if not host.idle:
+            if host.in_flight >= int(host.pace.in_flight):
+                return False
+            at = host.pace.may_open(len(host.opening), next(iter(host.opening.values()), now), now)
+        if host.limited:
+            at = max(at, self._may_ask(host, now))
+        if now < at < inf:
+            self.wake_at(host, at)
+        return at <= now
 
-    def _start(self, host: Host, now: float) -> Connection | None:
+    def _start(self, host: Host, errand: Errand, now: float) -> Connection | None:
         self.in_flight += 1
         host.in_flight += 1
         if host.limited:
@@ -154,15 +164,17 @@ class Turns:
             del self._idle[connection]
             return connection
         host.open += 1
-        host.opening += 1
+        host.opening[errand] = now
+        host.pace.opens(now)
         return None
 
     def wake_at(self, host: Host, at: float) -> None:
         if host.timer is not None:
-            if host.timer.when() <= at and not host.timer.cancelled():
+            if host.timer_at <= at:
                 return
             host.timer.cancel()
-        host.timer = self._loop.call_at(at, self._timed, host)
+        host.timer_at = at
+        host.timer = self._loop.call_later(max(0.0, at - monotonic()), self._timed, host)
 
     def _timed(self, host: Host) -> None:
         host.timer = None
@@ -182,7 +194,7 @@ class Turns:
         host.failures += 1
         if host.failures < self._host_failures:
             return
-        now = self._loop.time()
+        now = monotonic()
         if host.resting_until > now:
             return
         if host.down_since is None:
@@ -201,12 +213,12 @@ class Turns:
 
     def leave_alone(self, host: Host, seconds: float, reason: str) -> None:
         """The host asked for it."""
-        until = self._loop.time() + seconds
+        until = monotonic() + seconds
         if until > host.resting_until:
             self._rest(host, until, reason)
 
     def _rest(self, host: Host, until: float, reason: str) -> None:
-        since = max(host.resting_until, self._loop.time())
+        since = max(host.resting_until, monotonic())
         host.resting_until, host.rest_reason = until, reason
         for waiter in list(host.waiting):
             try:
@@ -249,7 +261,7 @@ class Turns:
 
     def sweep(self) -> None:
         """Close what has been idle for long."""
-        now = self._loop.time()
+        now = monotonic()
         while self._idle:
             connection, (_, since) = next(iter(self._idle.items()))
             if now - since < _IDLE_S:
