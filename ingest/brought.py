@@ -10,6 +10,7 @@ that a picture is raises: a file that is gone or shorter than it was leaves its 
 """
 
 import asyncio
+import os
 import threading
 from abc import ABC, abstractmethod
 from collections import OrderedDict
@@ -22,6 +23,7 @@ from typing import Any, Self
 
 import fsspec
 import pyarrow as pa
+from fsspec.implementations.local import LocalFileSystem
 
 from ingest.fetch import Fetched
 from ingest.fetch_config import FetchConfig
@@ -47,6 +49,7 @@ class BroughtPictures(ABC):
     def __init__(self, root: str, config: FetchConfig) -> None:
         self._fs, path = fsspec.core.url_to_fs(root)
         self._root = path.rstrip("/")
+        self._local = isinstance(self._fs, LocalFileSystem)
         self._max_bytes = config.max_bytes
 
     async def __aenter__(self) -> Self:
@@ -88,7 +91,11 @@ class BroughtPictures(ABC):
         pure = PurePosixPath(name)
         if pure.is_absolute() or ".." in pure.parts or str(pure) != name:
             raise NotThere(name)
-        return f"{self._root}/{name}"
+        path = f"{self._root}/{name}"
+        # A pipe or a device in a file's place would hold its reader for ever.
+        if self._local and not os.path.isfile(path):
+            raise NotThere(name)
+        return path
 
     def checked_length(self, length: int) -> int:
         if length > self._max_bytes:

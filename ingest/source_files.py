@@ -85,8 +85,9 @@ def find_files(pairs: str, key: str) -> SourceFiles:
             facts = {path: filesystem.info(path)}
     except FileNotFoundError:
         raise UserError(f"{key} {pairs!r} does not exist. Name a file, a glob or an fsspec URI.") from None
-    except OSError as error:
-        raise UserError(f"{key} {pairs!r} cannot be read: {error.strerror or error}") from error
+    except Exception as error:  # each filesystem's package has errors of its own: no credentials, no such bucket
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise UserError(f"{key} {pairs!r} cannot be read: {reason}") from error
     files = sorted(found for found, info in facts.items() if info["type"] == "file")
     if not files:
         what = "is a folder; name its files, as in folder/*.parquet" if path in facts else "matches no file"

@@ -1,4 +1,9 @@
+import os
+import signal
+import subprocess
+import sys
 import tempfile
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -8,12 +13,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.pairs import measured
 from cluster.artifact import Artifact, Request
+from cluster.errors import UserError
 from cluster.storage import Folder
 from cluster.workshop import Workshop, begin
 from ingest import arrangement, external_sort
 from ingest.ledger import PAIRS_SCHEMA
 from ingest.partition import build_pairs, pair_id
+from ingest.scratch import scratch_folder
 from ingest.sources import SourceBatch, open_source
 
 Value = bytes | None
@@ -133,6 +141,72 @@ def test_what_a_killed_run_left_is_deleted_by_the_next(workshop: Callable[[str],
     left.write_bytes(b"half a run")
     built([(b"u", b"c")], shop, 10)
     assert not left.exists()
+
+
+def test_a_workshop_elsewhere_has_its_scratch_on_this_machine_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    (tmp_path / "tmp").mkdir()
+    shop = begin(Folder(f"memory://{uuid.uuid4().hex}/pairs"), Request("pairs", 1, {}, {}), {})
+    with scratch_folder(shop, "arrangement") as first:
+        (first / "left").write_bytes(b"")
+        os.rename(first, tmp_path / "kept")  # as a killed run leaves it
+    os.rename(tmp_path / "kept", first)
+    assert first.parent == tmp_path / "tmp"
+    with scratch_folder(shop, "arrangement") as second:
+        assert second == first and not list(second.iterdir())
+    assert not list((tmp_path / "tmp").iterdir())
+    first.symlink_to(tmp_path)
+    with pytest.raises(UserError, match="is in the way"), scratch_folder(shop, "arrangement"):
+        pass
+
+
+KILLED = """
+import os, signal, sys
+from cluster.artifact import Request
+from cluster.storage import Folder
+from cluster.workshop import begin
+from ingest import arrangement, external_sort
+from ingest.partition import build_pairs
+from ingest.sources import open_source
+
+external_sort.SortedRuns.__init__.__kwdefaults__["run_bytes"] = 20_000
+reports = 0
+def report(done):
+    global reports
+    reports += 1
+    if reports == int(sys.argv[3]):
+        os.kill(os.getpid(), signal.SIGKILL)
+shop = begin(Folder(sys.argv[2]), Request("pairs", 1, {}, {}), {})
+totals = build_pairs(open_source(sys.argv[1]), shop, shard_rows=500, report=report)
+print(shop.publish(totals["shards"]).content_digest)
+"""
+
+
+def test_a_build_that_was_killed_goes_on_to_the_same_bytes_and_leaves_no_scratch(tmp_path: Path):
+    lines = [f"http://a/{n * 7 % 900},caption {n % 1700}" for n in range(3000)]
+    (tmp_path / "t.csv").write_text("\n".join(["url,caption", *lines]))
+
+    def build(place: str, killed_at: int) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", KILLED, str(tmp_path / "t.csv"), str(tmp_path / place), str(killed_at)]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    whole = build("whole", 0).stdout
+    for killed_at in (1, 3, 5):
+        assert build("killed", killed_at).returncode == -signal.SIGKILL
+    assert list((tmp_path / "killed" / "work" / "arrangement").iterdir())
+    assert build("killed", 0).stdout == whole != ""
+    assert not list((tmp_path / "killed" / "work").iterdir())
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_table(tmp_path: Path):
+    """Five times the rows, in processes of their own: their peaks differ by what runs and buffers take at most."""
+    few, many = (measured(rows, 10_000, tmp_path / str(rows)) for rows in (300_000, 1_500_000))
+    assert many["totals"]["duplicates"] > 4 * few["totals"]["duplicates"] > 0
+    assert many["peak_rss_bytes"] < 600e6
+    assert many["peak_rss_bytes"] - few["peak_rss_bytes"] < 200e6
 
 
 def test_text_that_is_not_utf8_stays_bytes_and_costs_one_value(workshop: Callable[[str], Workshop]):

@@ -1,0 +1,220 @@
+"""How much memory, disk and time the partition of a large table takes.
+
+    python -m benchmarks.pairs                                       10⁷ rows, in a temporary folder
+    python -m benchmarks.pairs --rows 1000000 --scratch /mnt/disk
+    python -m benchmarks.pairs --page docs/benchmarks/pairs.md       also writes the dated page
+
+The table is made here: Parquet, URLs of about 50 and captions of about 70 characters; of a hundred rows one repeats an
+earlier row and three have the URL of an earlier row with a caption of their own. It is written and partitioned in
+processes of their own, so that the peak (`ru_maxrss`) is the partition's alone, with Python and pyarrow in it.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+Plain = dict[str, Any]
+
+GROUP_ROWS = 500_000
+REPEATED, SHARED_URL = 0.01, 0.03
+WORDS = (
+    "a",
+    "photo",
+    "of",
+    "the",
+    "old",
+    "red",
+    "house",
+    "by",
+    "sea",
+    "with",
+    "two",
+    "dogs",
+    "in",
+    "rain",
+    "at",
+    "bridge",
+)
+_SAMPLED_EVERY_S = 0.25
+
+
+def write_source(path: Path, rows: int, seed: int = 0) -> None:
+    """The table, a row group at a time."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    draws = np.random.default_rng(seed)
+    words = pa.array(WORDS)
+    schema = pa.schema([("url", pa.string()), ("caption", pa.string())])
+    with pq.ParquetWriter(path, schema, compression="snappy") as writer:
+        for start in range(0, rows, GROUP_ROWS):
+            own = np.arange(start, min(start + GROUP_ROWS, rows))
+            earlier = (draws.random(len(own)) * own).astype(np.int64)
+            kind = draws.random(len(own))
+            url_of = np.where(kind < REPEATED + SHARED_URL, earlier, own)
+            caption_of = np.where(kind < REPEATED, earlier, own)
+            number = pa.array(url_of).cast(pa.string())
+            host = pa.array(url_of * 7919 % 9973).cast(pa.string())
+            url = pc.binary_join_element_wise("https://images", host, ".example.org/", number, "/photo.jpg", "")
+            # Twelve words that follow from the row's number without repeating from row to row, and the number.
+            mixed = [(caption_of * (2 * place + 1) * 2_654_435_761 >> 16 + place) % len(WORDS) for place in range(12)]
+            parts = [words.take(pa.array(choice)) for choice in mixed]
+            caption = pc.binary_join_element_wise(*parts, pa.array(caption_of).cast(pa.string()), " ")
+            writer.write_table(pa.table([url, caption], schema=schema))
+
+
+def partition(source: Path, folder: Path, shard_rows: int) -> Plain:
+    """Build and publish the pairs; what the artifact says of itself, and seconds."""
+    from cluster.artifact import Request
+    from cluster.storage import Folder
+    from cluster.workshop import begin
+    from ingest.partition import build_pairs
+    from ingest.sources import open_source
+
+    opened = open_source(str(source))
+    shop = begin(Folder(folder), Request("pairs", 1, {}, {}), {})
+    started = time.perf_counter()
+    hashed_s = 0.0
+
+    def report(done: Plain) -> None:
+        nonlocal hashed_s
+        if "hashed" in done:
+            hashed_s = time.perf_counter() - started
+
+    totals = build_pairs(opened, shop, shard_rows=shard_rows, report=report)
+    built_s = time.perf_counter() - started
+    artifact = shop.publish(totals["shards"])
+    seconds = {"hash": hashed_s, "build": built_s, "with publishing": time.perf_counter() - started}
+    return {"totals": totals, "seconds": seconds, "content_digest": artifact.content_digest}
+
+
+def measured(rows: int, shard_rows: int, scratch: Path) -> Plain:
+    """Write the table and partition it, each in a process of its own."""
+    source, folder = scratch / "source.parquet", scratch / "pairs"
+    scratch.mkdir(parents=True, exist_ok=True)
+    _child(["write", str(source), str(rows)])
+    child = _child(["partition", str(source), str(folder), str(shard_rows)], folder / "work")
+    result: Plain = json.loads(child["output"])
+    kept = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
+    return result | {
+        "rows": rows,
+        "shard_rows": shard_rows,
+        "peak_rss_bytes": child["peak_rss_bytes"],
+        "source_bytes": source.stat().st_size,
+        "scratch_peak_bytes": child["watched_peak_bytes"],
+        "artifact_bytes": sum(kept),
+    }
+
+
+def _child(arguments: list[str], watched: Path | None = None) -> Plain:
+    command = [sys.executable, "-m", "benchmarks.pairs", "--step", *arguments]
+    root = Path(__file__).resolve().parent.parent
+    with tempfile.TemporaryFile() as output:
+        child = subprocess.Popen(command, stdout=output, cwd=root, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        peak = 0
+        while True:
+            pid, status, usage = os.wait4(child.pid, os.WNOHANG)
+            if pid:
+                break
+            peak = max(peak, _bytes_in(watched) if watched is not None else 0)
+            time.sleep(_SAMPLED_EVERY_S)
+        child.returncode = os.waitstatus_to_exitcode(status)
+        if child.returncode:
+            raise SystemExit(f"{' '.join(command)} ended with exit code {child.returncode}")
+        output.seek(0)
+        # ru_maxrss is in KiB on Linux and in bytes on macOS.
+        unit = 1 if sys.platform == "darwin" else 1024
+        return {
+            "output": output.read().decode(),
+            "peak_rss_bytes": usage.ru_maxrss * unit,
+            "watched_peak_bytes": peak,
+        }
+
+
+def _bytes_in(folder: Path) -> int:
+    total = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            try:
+                total += os.stat(f"{place}/{name}").st_size
+            except FileNotFoundError:
+                continue
+    return total
+
+
+def lines_of(result: Plain) -> list[str]:
+    seconds, totals, rows = result["seconds"], result["totals"], result["rows"]
+    mb = {name: f"{result[name] / 1e6:,.0f} MB" for name in result if name.endswith("_bytes")}
+    return [
+        f"rows: {rows:,} ({totals['duplicates']:,} exact duplicates), in {totals['shards']:,} shards",
+        f"peak resident memory of the process: {mb['peak_rss_bytes']}",
+        f"seconds: {seconds['build']:.1f} ({rows / seconds['build']:,.0f} rows/s),"
+        f" of which hashing {seconds['hash']:.1f}; {seconds['with publishing']:.1f} with publishing",
+        f"disk: source {mb['source_bytes']}, scratch at its peak {mb['scratch_peak_bytes']},"
+        f" artifact {mb['artifact_bytes']}",
+    ]
+
+
+def facts() -> list[str]:
+    from importlib.metadata import version
+
+    info = Path("/proc/cpuinfo")
+    models = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line]
+    return [
+        f"date: {time.strftime('%Y-%m-%d %H:%M UTC', time.gmtime())}",
+        f"command: `python -m benchmarks.pairs {' '.join(sys.argv[1:])}`",
+        f"machine: {models[0] if models else 'unknown CPU'}, {os.cpu_count()} cores; {platform.platform()}",
+        f"load average before: {os.getloadavg()[0]:.2f}",
+        f"versions: Python {platform.python_version()}, pyarrow {version('pyarrow')}, numpy {version('numpy')}",
+    ]
+
+
+def page(lines: list[str], about: list[str]) -> str:
+    listed = "\n".join(f"- {line}" for line in about)
+    figures = "\n".join(f"- {line}" for line in lines)
+    return f"""# Partition of a large table
+
+What `pairs` takes for a table of captioned URLs that is larger than memory should be. The table is synthetic: of a
+hundred rows one repeats an earlier row, three have the URL of an earlier row. Written by `benchmarks/pairs.py`; no
+figure here is typed by hand.
+
+{listed}
+
+{figures}
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.pairs", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--rows", type=int, default=10_000_000)
+    parser.add_argument("--shard-rows", type=int, default=10_000)
+    parser.add_argument("--scratch", type=Path, help="folder for table and artifact  [a temporary one]")
+    parser.add_argument("--page", type=Path, help="write the dated Markdown page there")
+    parser.add_argument("--step", nargs="+", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.step:
+        step, *rest = arguments.step
+        if step == "write":
+            write_source(Path(rest[0]), int(rest[1]))
+        else:
+            print(json.dumps(partition(Path(rest[0]), Path(rest[1]), int(rest[2]))))
+        return
+    about = facts()
+    with tempfile.TemporaryDirectory(prefix="unclip-pairs-", dir=arguments.scratch) as scratch:
+        lines = lines_of(measured(arguments.rows, arguments.shard_rows, Path(scratch)))
+    print("\n".join([*about, *lines]))
+    if arguments.page:
+        arguments.page.write_text(page(lines, about))
+
+
+if __name__ == "__main__":
+    main()
