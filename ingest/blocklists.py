@@ -14,7 +14,6 @@ import re
 import unicodedata
 from collections.abc import Iterator
 
-import fsspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -30,6 +29,8 @@ _WORD = re.compile(r"\w+")
 
 def read_block_lists(filters: FiltersConfig) -> dict[str, bytes]:
     """The text of each list that is set, by the name of its setting. Raises `UserError` where one cannot be read."""
+    import fsspec  # not in the children, which are given the texts
+
     lists = {}
     for name in BLOCK_LISTS:
         uri = getattr(filters, name)

@@ -8,24 +8,27 @@ import re2
 
 from cluster.errors import UserError
 
-# unCLIP's data left out captions such as "photographed on <date>" (DALL·E, appendix C).
+# RE2's \w and \W know ASCII only: in front of and behind a phrase stands what is no letter and no number of any script.
+_EDGE = r"[^\p{L}\p{N}]*"
+_FILE = r"\.(jpe?g|png|gif|webp|bmp|tiff?)"
+# unCLIP's data left out captions such as "photographed on <date>" (DALL·E, appendix C). A phrase that may stand beside
+# a true description counts only where the caption is nothing else, or begins with it.
 DEFAULT_PATTERNS = (
-    r"\b(photographed|photo taken|picture taken|image taken|taken|uploaded|posted|published) on \w{0,9}[ ,.]*\d",
-    r"^\W*(img|image|imag|dsc|dscn|dscf|dsc_?n|pict?|photo|picture|foto|screenshot|screen shot|scan|untitled|p)"
-    r"[ _\-.#(]*\d+\W*(\.?(jpe?g|png|gif|webp|bmp|tiff?))?\W*$",
-    r"^\W*[\w\-]+\.(jpe?g|png|gif|webp|bmp|tiff?)\W*$",
-    r"^\W*(image|photo|picture|thumbnail|logo|icon|banner|placeholder|untitled"
-    r"|no (image|photo|title|caption)( available)?|image (not found|unavailable|coming soon)"
-    r"|alt( text)?|default|null|undefined|nan)\W*$",
+    r"\b(photographed|taken|uploaded|posted|published) on [\pL]{0,9}[ ,.]*\d",
+    rf"^{_EDGE}(img|image|dscn?|dscf|pict?|photo|picture|foto|screen ?shot|scan|untitled|p)[ _\-.#(]*\d+"
+    rf"{_EDGE}({_FILE})?{_EDGE}$",
+    rf"^{_EDGE}[\pL\pN_\-]+{_FILE}{_EDGE}$",
+    rf"^{_EDGE}(image|photo|picture|thumbnail|logo|icon|banner|placeholder|untitled|default|null|undefined|nan){_EDGE}$",
+    rf"^{_EDGE}(no (image|photo|title|caption)( available)?|alt( text)?){_EDGE}$",
+    rf"^{_EDGE}(image|photo|picture) (not found|not available|unavailable|coming soon){_EDGE}$",
     r"\b(click|tap) (here|(on )?(the )?(image|photo|picture|thumbnail))\b",
     r"\b(click|hover|tap) to (enlarge|zoom|view|expand|see)\b",
-    r"\b(all rights reserved|copyright (©|\(c\))? ?\d{4}|(©|\(c\)) ?\d{4})",
-    r"\b(terms of (use|service)|privacy policy|cookie (policy|settings))\b",
+    rf"^{_EDGE}(all rights reserved|copyright\b|\(c\) ?\d)",
+    rf"^{_EDGE}(terms of (use|service)|privacy policy|cookie (policy|settings))\b",
     r"\b(share|follow us|pin it|tweet this|like us) on (facebook|twitter|pinterest|instagram|linkedin)\b",
-    r"\bthis (image|photo|picture) (is|was|has been) (not available|removed|deleted|hidden)",
-    r"\b(image|photo) (may|might) contain:?",
-    r"^\W*(https?://|www\.)\S+\W*$",
-    r"^[\W\d_]*$",
+    r"\bthis (image|photo|picture) (is not available|(was|has been) (removed|deleted))",
+    rf"^{_EDGE}(https?://|www\.)\S+\s*$",
+    r"^[^\pL]*$",
 )
 # A caption of a megabyte is no caption; its first part is judged.
 _LOOKED_AT = 10_000

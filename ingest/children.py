@@ -27,9 +27,10 @@ from typing import Any, Self
 
 from cluster.errors import UserError, WorkFailed
 from ingest.blocklists import read_block_lists
-from ingest.decode_config import DecodeConfig
+from ingest.decode_config import DecodeConfig, FiltersConfig
 from ingest.frames import DECODE, HEAD_BYTES, JUDGE, LIST, SETTINGS, answer_lengths, request
 from ingest.outcome import Decoded, Outcome, Status
+from ingest.user_filters import distribution_of
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +39,7 @@ _PIPE_BYTES = 1 << 20
 _PAIRS_A_JOB = 256
 _START_S = 60.0
 _STARTS = 3
+_COMPLAINT_BYTES = 2000
 _F_SETPIPE_SZ = 1031
 # Wall time beyond CPU time, for machines whose cores are shared: only a job that sleeps ever meets it.
 _WALL_OVER_CPU = 4
@@ -74,7 +76,7 @@ class Children:
 
     async def __aenter__(self) -> Self:
         plain = self._config.model_dump(mode="json", include=set(DecodeConfig.model_fields))
-        lists = await asyncio.to_thread(read_block_lists, self._config.filters)
+        lists = await asyncio.to_thread(_checked_lists, self._config.filters)
         self._settings = request(SETTINGS, json.dumps({"config": plain, "lists": len(lists)}).encode())
         for name, text in lists.items():
             self._settings += request(LIST, text, name)
@@ -197,6 +199,7 @@ class _Child:
         self._deadline_s, self._on_room, self._on_death = deadline_s, on_room, on_death
         self._overdue = self._dead = self._writing = False
         self._received = bytearray()
+        self._said = ""
         self._complaints = tempfile.TemporaryFile()  # noqa: SIM115
         self._process = subprocess.Popen(  # noqa: S603
             [sys.executable, "-P", "-c", _BEGIN, _ROOT, str(os.getpid())],
@@ -243,6 +246,15 @@ class _Child:
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.close()
         self._process.stdout.close()
+        self._end_complaints()
+
+    def _end_complaints(self) -> None:
+        """What it writes to stderr is kept until it is ready: why it could not start."""
+        if not self._complaints.closed:
+            self._complaints.seek(0, os.SEEK_END)
+            self._complaints.seek(max(0, self._complaints.tell() - _COMPLAINT_BYTES))
+            self._said = self._complaints.read().decode(errors="replace").strip()
+            self._complaints.close()
 
     def _write(self) -> None:
         try:
@@ -289,7 +301,7 @@ class _Child:
                 self.start_error = UserError(answer["wrong"])
                 return
             self.was_ready = True
-            self._complaints.close()
+            self._end_complaints()
             self._clock.cancel()
             self._clock = self._loop.call_later(self._deadline_s, self._check_clock)
             self.ready.set_result(None)
@@ -315,16 +327,19 @@ class _Child:
         self.end()
         code = self._process.returncode
         if not self.was_ready and self.start_error is None:
-            self._complaints.seek(0, os.SEEK_END)
-            self._complaints.seek(max(0, self._complaints.tell() - 2000))
-            said = self._complaints.read().decode(errors="replace").strip()
             why = f"did not start within {_START_S:.0f} s" if self._overdue else f"ended with code {code} at its start"
-            self.start_error = WorkFailed(f"a decoding process {why}; it said: {said or 'nothing'}")
+            self.start_error = WorkFailed(f"a decoding process {why}; it said: {self._said or 'nothing'}")
         if self.start_error is not None and not self.ready.done():
             self.ready.set_exception(self.start_error)
-        self._complaints.close()
         timeout = self._overdue or code == -signal.SIGPROF
         self._on_death(self, "timeout" if timeout else "crashed")
+
+
+def _checked_lists(filters: FiltersConfig) -> dict[str, bytes]:
+    for setting in ("pair_filters", "picture_filters"):
+        for path in getattr(filters, setting):
+            distribution_of(path, f"images.filters.{setting}")
+    return read_block_lists(filters)
 
 
 def _future() -> "asyncio.Future[tuple[dict[str, Any], bytes]]":

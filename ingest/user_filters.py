@@ -42,11 +42,8 @@ class UserFilter:
 
 
 def user_filter(path: str, setting: str) -> UserFilter:
-    """Raises `UserError` where it cannot be had."""
-    match = _PATH.fullmatch(path)
-    if match is None:
-        raise UserError(f"{setting} names {path!r}; write package.module:function")
-    distribution_of(path, setting)
+    """Imports it; that it was installed is for `distribution_of` to say, once. Raises `UserError`."""
+    match = _matched(path, setting)
     try:
         function = getattr(importlib.import_module(match["module"]), match["function"])
     except Exception as error:
@@ -57,14 +54,27 @@ def user_filter(path: str, setting: str) -> UserFilter:
 
 
 def distribution_of(path: str, setting: str) -> metadata.Distribution:
-    """The installed package that a filter comes from."""
-    top = path.split(":")[0].split(".")[0]
-    for name in metadata.packages_distributions().get(top, []):
-        distribution = metadata.distribution(name)
+    """The installed package that a filter comes from. Raises `UserError` where there is none."""
+    top = _matched(path, setting)["module"].split(".")[0]
+    for distribution in metadata.distributions():
         # A project's folder has metadata too once it was built there; what was installed names its installer.
-        if distribution.read_text("INSTALLER") is not None:
+        if _has_module(distribution, top) and distribution.read_text("INSTALLER") is not None:
             return distribution
     raise UserError(
         f"{setting} names {path!r}, but no installed package has a module {top!r}; filters are taken from installed "
         "packages only: put it into a package and install that with pip"
     )
+
+
+def _matched(path: str, setting: str) -> re.Match[str]:
+    match = _PATH.fullmatch(path)
+    if match is None:
+        raise UserError(f"{setting} names {path!r}; write package.module:function")
+    return match
+
+
+def _has_module(distribution: metadata.Distribution, top: str) -> bool:
+    listed = distribution.read_text("top_level.txt")
+    if listed is not None:
+        return top in listed.split()
+    return any(file.parts[0] in (top, f"{top}.py") for file in distribution.files or ())
