@@ -32,7 +32,7 @@ with workshop.attempt(1) as attempt:
 
 
 def swept(folder: Path, how: str, stride: int) -> dict[str, Any]:
-    command = [sys.executable, "-m", "tests.cluster.protocol_steps", str(folder), how, str(stride)]
+    command = [sys.executable, "-m", "tests.cluster.protocol_steps", str(folder), how, str(stride), "20"]
     result: dict[str, Any] = json.loads(subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout)
     return result
 
@@ -46,9 +46,9 @@ def test_killed_at_any_step_a_life_goes_on_to_the_same_bytes_and_leaves_no_orpha
 
 @pytest.mark.slow
 def test_a_disk_that_is_full_at_any_step_is_told_and_costs_only_what_was_not_done(tmp_path: Path) -> None:
-    result = swept(tmp_path, "full", stride=3)
+    result = swept(tmp_path, "full", stride=7)
     assert result["faults"] == []
-    assert result["stopped"] >= result["steps"] // 3 > 100
+    assert result["stopped"] >= result["steps"] // 7 > 60
 
 
 def test_a_file_that_the_kernel_refuses_to_grow_ends_in_words(tmp_path: Path) -> None:
