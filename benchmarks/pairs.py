@@ -109,6 +109,7 @@ def measured(rows: int, shard_rows: int, scratch: Path) -> Plain:
         "rows": rows,
         "shard_rows": shard_rows,
         "peak_rss_bytes": child["peak_rss_bytes"],
+        "cpu_s": child["cpu_s"],
         "source_bytes": source.stat().st_size,
         "scratch_peak_bytes": child["watched_peak_bytes"],
         "artifact_bytes": sum(kept),
@@ -137,6 +138,7 @@ def _child(arguments: list[str], watched: Path | None = None) -> Plain:
             "output": output.read().decode(),
             "peak_rss_bytes": usage.ru_maxrss * unit,
             "watched_peak_bytes": peak,
+            "cpu_s": usage.ru_utime + usage.ru_stime,
         }
 
 
@@ -159,6 +161,7 @@ def lines_of(result: Plain) -> list[str]:
         f"peak resident memory of the process: {mb['peak_rss_bytes']}",
         f"seconds: {seconds['build']:.1f} ({rows / seconds['build']:,.0f} rows/s),"
         f" of which hashing {seconds['hash']:.1f}; {seconds['with publishing']:.1f} with publishing",
+        f"CPU seconds of the process, starting included: {result['cpu_s']:.1f}",
         f"disk: source {mb['source_bytes']}, scratch at its peak {mb['scratch_peak_bytes']},"
         f" artifact {mb['artifact_bytes']}",
     ]

@@ -20,12 +20,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cluster.errors import WorkFailed
 from ingest.external_sort import Ahead, SortedRuns, sorted_order
 from ingest.identities import IdentityFile, Ids, IdSet, id_column, identities
 from ingest.ledger import PAIRS_SCHEMA, Mark
 from ingest.sources import Source, SourceBatch, Values
 
 _IDS_AT_ONCE = 1 << 17
+_CHANGED = "the source has changed while it was read; start the run again once it stays as it is"
 
 Flags = np.ndarray[Any, np.dtype[np.bool_]]
 Positions = np.ndarray[Any, np.dtype[np.int64]]
@@ -103,6 +105,7 @@ class Arrangement:
         row = position = 0
         for batch in self.source.batches():
             ids = self.ids.read(len(batch.captions))
+            _check_unchanged(batch, ids)
             mask = None if kept is None else _kept_mask(kept, row, len(ids))
             row += len(ids)
             count = len(ids) if mask is None else int(mask.sum())
@@ -122,6 +125,15 @@ class Arrangement:
             # The URL that the batch ends in may go on in the next one, before the rows that move to it.
             settled = position if moves[-1] else int(first[-1])
             yield table.append_column("first", pa.array(first)).append_column("position", positions), settled, moves
+        if len(self.ids.read(1)):
+            raise WorkFailed(_CHANGED)
+
+
+def _check_unchanged(batch: SourceBatch, ids: Ids) -> None:
+    """The source is read more than once. A row of each batch tells whether it is still the same."""
+    first = identities(_listed(batch.urls[:1]), _listed(batch.captions[:1]))
+    if len(ids) != len(batch.captions) or not np.array_equal(first, ids[:1]):
+        raise WorkFailed(f"{_CHANGED} (seen at row {batch.first_row} of {batch.source_file or 'the folder'})")
 
 
 def hash_rows(source: Source, ids: IdentityFile, report: Callable[[dict[str, Any]], None] = lambda _: None) -> int:

@@ -191,4 +191,6 @@ def erased(table: pa.Table, rows: "np.ndarray[tuple[int], np.dtype[np.int64]]") 
 
 
 def _read(base: Artifact, entry: ShardEntry, columns: list[str]) -> pa.Table:
-    return pq.ParquetFile(base.file(entry.files[0].name), pre_buffer=False).read(columns, use_threads=False)
+    # Opened where it lies: `base.file` would keep a copy of every shard of a remote base on this machine.
+    with base.folder.open(entry.files[0].stored_as) as file:
+        return pq.ParquetFile(file, pre_buffer=False).read(columns, use_threads=False)

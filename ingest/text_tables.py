@@ -22,6 +22,7 @@ _JSON_ROWS_CHECKED = 100
 _JSON_BATCH_ROWS = 8192
 _BATCH_BYTES = 16 << 20
 _SAMPLE_BYTES = 1 << 20
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 class TextTable(Table):
@@ -119,7 +120,7 @@ class JSONL(TextTable):
         for block in self._blocks():
             for line in io.BytesIO(block):
                 if line.strip():
-                    yield _parsed(line), len(line)
+                    yield _parsed(line.removeprefix(_BYTE_ORDER_MARK)), len(line)
 
     def check(self) -> None:
         for number, (row, _) in enumerate(itertools.islice(self._rows(), _JSON_ROWS_CHECKED)):

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from benchmarks.pairs import measured
 from cluster.artifact import Artifact, Request
-from cluster.errors import UserError
+from cluster.errors import UserError, WorkFailed
 from cluster.storage import Folder
 from cluster.workshop import Workshop, begin
 from ingest import arrangement, external_sort
@@ -118,6 +118,49 @@ def test_rows_of_one_url_stand_at_the_place_of_the_first(workshop: Callable[[str
     rows: list[tuple[Value, Value]] = [(b"u%d" % (n % 7), b"c%d" % n) for n in range(20)] + [(None, b"x")] * 2
     table = pa.concat_tables(built(rows, workshop("pairs"), 6)[0])
     assert table["source_row"].to_pylist() == [n for first in range(7) for n in range(first, 20, 7)] + [20, 21]
+
+
+def test_bytes_depend_on_the_rows_and_not_on_what_fits_in_memory(
+    workshop: Callable[[str], Workshop], monkeypatch: pytest.MonkeyPatch
+):
+    rows: list[tuple[Value, Value]] = [(b"u%d" % (n * 31 % 300), b"c%d" % (n % 800)) for n in range(2000)]
+    digests = set()
+    for name, run_bytes, batch_bytes in (("large", 1 << 20, 1 << 20), ("small", 5000, 700), ("tiny", 600, 90)):
+        monkeypatch.setattr(external_sort.SortedRuns.__init__, "__kwdefaults__", {"run_bytes": run_bytes})
+        monkeypatch.setattr(external_sort, "BATCH_BYTES", batch_bytes)
+        built(rows, workshop(name), 150)
+        digests.add(Artifact.open(workshop(name).folder).content_digest)
+    assert len(digests) == 1
+
+
+def test_one_url_with_very_many_rows_streams(workshop: Callable[[str], Workshop], monkeypatch: pytest.MonkeyPatch):
+    """A placeholder that half a collection links to: nothing holds all of its rows at once."""
+    monkeypatch.setattr(external_sort.SortedRuns.__init__, "__kwdefaults__", {"run_bytes": 20_000})
+    monkeypatch.setattr(external_sort, "BATCH_BYTES", 4_000)
+    rows: list[tuple[Value, Value]] = [(b"hot" if n % 2 else b"u%d" % n, b"c%d" % n) for n in range(20_000)]
+    sizes: list[int] = []
+    merged = arrangement._merged
+    monkeypatch.setattr(
+        arrangement, "_merged", lambda heads, movers: sizes.append(len(movers)) or merged(heads, movers)
+    )
+    table = pa.concat_tables(built(rows, workshop("pairs"), 1000)[0])
+    assert table["source_row"].to_pylist() == expected_order(rows)
+    assert sum(sizes) > 9_000 and max(sizes) < 1_000
+
+
+def test_a_source_that_changes_while_it_is_read_is_told(workshop: Callable[[str], Workshop]):
+    class Changing(Rows):
+        def __init__(self, *tables: list[tuple[Value, Value]]) -> None:
+            self.tables = list(tables)
+
+        def batches(self) -> Iterator[SourceBatch]:
+            self.rows = self.tables.pop(0)
+            yield from super().batches()
+
+    before: list[tuple[Value, Value]] = [(b"u%d" % n, b"c") for n in range(20)]
+    for name, after in (("longer", [*before, (b"v", b"d")]), ("shorter", before[:14]), ("other", before[::-1])):
+        with pytest.raises(WorkFailed, match="has changed while it was read"):
+            build_pairs(Changing(before, after), workshop(name), shard_rows=5)  # type: ignore[arg-type]
 
 
 def test_tombstones_leave_a_row_without_values(workshop: Callable[[str], Workshop]):

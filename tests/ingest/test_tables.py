@@ -161,7 +161,7 @@ def test_captions_come_as_the_bytes_that_they_are(tmp_path: Path):
 def test_json_lines_that_are_none_are_rows_of_nulls(tmp_path: Path):
     bad = [b"[" * 100_000, b'{"url": ' + b"1" * 5000 + b"}", b"\xff\xfe", b"\0", b'"text"', b"nul", b'{"caption": "c"}']
     good = b'{"url": "http://a/1.jpg", "caption": "one"}'
-    (tmp_path / "t.jsonl").write_bytes(b"\n".join([good, *bad, b"", b"  ", good]))
+    (tmp_path / "t.jsonl").write_bytes(b"\n".join([b"\xef\xbb\xbf" + good, *bad, b"", b"  ", good]))
     rows = read(tmp_path / "t.jsonl")
     assert rows == [ONE[0], *[(None, None)] * 6, (None, b"c"), ONE[0]]
 
