@@ -97,6 +97,11 @@ class ShardTable(Sequence[ShardEntry]):
             yield from map(_entry, self._table.slice(start, BATCH_ROWS).to_pylist())
 
     @property
+    def numbers(self) -> list[int]:
+        numbers: list[int] = self._table.column("shard").to_pylist()
+        return numbers
+
+    @property
     def hashes(self) -> list[str]:
         """The shards' sha256 in order: what the content digest is taken over."""
         hashes: list[str] = self._table.column("sha256").to_pylist()

@@ -68,7 +68,10 @@ def amend_pairs(target: Folder, tombstones: Tombstones, *, fence: Fence) -> dict
 
 
 def amend_images(target: Folder, pairs: Artifact, tombstones: Tombstones, *, fence: Fence) -> dict[str, int] | None:
-    """Publish `images` without the removed rows, as made from the amended pairs, and bring unfinished work along."""
+    """Publish `images` without the removed rows, as made from the amended pairs, and bring unfinished work along.
+
+    → rows and shards that changed in what is published, and rows of a revision `in_the_making`; None for no change.
+    """
     manifest = read_manifest(target)
     published = Artifact(target, manifest) if manifest is not None else None
     touched = _touched_images(published.folder, published.shards, tombstones) if published is not None else {}
@@ -82,7 +85,8 @@ def amend_images(target: Folder, pairs: Artifact, tombstones: Tombstones, *, fen
     carried = _carry(target, published, workshop, pairs, tombstones)
     if workshop is not None and published is not None:
         workshop.publish(published.shard_count, fence=fence, inherit=_Untouched(published, touched))
-    return _amended(touched, carried)
+    amended = _amended(touched)
+    return amended | {"in_the_making": sum(carried.values())} if touched or carried else None
 
 
 def unfinished_revision(target: Folder) -> int | None:
@@ -209,9 +213,8 @@ def _files(folder: Folder, entry: ShardEntry, stats: Plain) -> ShardFiles:
     return ShardFiles(entry.shard, paths["parquet"], paths.get("tar"), stats)
 
 
-def _amended(*parts: Mapping[int, int]) -> dict[str, int] | None:
-    touched = [rows for part in parts for rows in part.values()]
-    return {"rows": sum(touched), "shards": len(touched)} if touched else None
+def _amended(touched: Mapping[int, int]) -> dict[str, int]:
+    return {"rows": sum(touched.values()), "shards": len(touched)}
 
 
 class _Untouched(Mapping[int, ShardEntry]):

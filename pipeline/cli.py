@@ -69,13 +69,14 @@ def plan(recipe: Recipe, set_: SetValues = [], as_json: AsJson = False) -> None:
 
 @app.command()
 def status(run: RunUri, as_json: AsJson = False) -> None:
-    """Say how far a run is: stages, shards, rows by outcome. Exit code 1 if something is broken."""
+    """Say how far a run is: stages, rows by outcome, what fails. Exit code 1 if something is held back or broken."""
     from cluster.storage import Folder
-    from pipeline.status import print_status, status_of
+    from pipeline.status import status_of
+    from pipeline.status_page import print_status
 
     found = status_of(Folder(run))
     _print_json(found) if as_json else print_status(found)
-    if found["broken"]:
+    if found["held"] or found["broken"]:
         raise typer.Exit(1)
 
 

@@ -14,6 +14,7 @@ from cluster.garbage import collect, delete
 from cluster.lease import Lease
 from cluster.storage import Folder
 from pipeline.runner import stored_config
+from pipeline.words import bytes_in_words
 
 Plain = dict[str, Any]
 
@@ -77,12 +78,3 @@ def print_garbage(found: Plain) -> None:
         console.print(f"{found['files']:,} files, {bytes_in_words(found['bytes'])} {verb}.")
     else:
         console.print(f"{found['run']}: nothing to delete, every file is named by a manifest.", soft_wrap=True)
-
-
-def bytes_in_words(count: float) -> str:
-    """`1.2 GB`: powers of a thousand, as disks are sold."""
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if count < 999.5:
-            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:,.1f} PB"

@@ -11,9 +11,9 @@ from rich.table import Table
 from cluster.storage import Folder
 from pipeline.config import RunConfig
 from pipeline.estimate import StageEstimate, estimate_data, estimate_model, source_rows
-from pipeline.gc import bytes_in_words
 from pipeline.sources import RunSources
 from pipeline.stages import stages_of
+from pipeline.words import bytes_in_words
 
 Plain = dict[str, Any]
 

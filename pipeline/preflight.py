@@ -16,8 +16,8 @@ from cluster.storage import Folder
 from cluster.workshop import Workshop
 from pipeline.config import RunConfig
 from pipeline.estimate import StageEstimate, estimate_data, source_rows
-from pipeline.gc import bytes_in_words
 from pipeline.sources import RunSources
+from pipeline.words import bytes_in_words
 
 REFUSED_BELOW = 0.5
 

@@ -4,16 +4,16 @@ from typing import Any
 
 from rich.console import Console
 
-from pipeline.gc import bytes_in_words
+from pipeline.words import bytes_in_words
 
 Plain = dict[str, Any]
 WAYS = {
-    "exact": "spelled so",
-    "normalised": "the same URL in another spelling",
-    "domain": "of such a domain",
-    "fetched": "by the bytes as fetched",
-    "stored": "by the bytes as stored",
-    "pair_id": "with such a pair id",
+    "exact": "rows with a URL spelled so",
+    "normalised": "rows with another spelling of such a URL",
+    "domain": "rows of such a domain",
+    "fetched": "rows by the bytes as fetched",
+    "stored": "rows by the bytes as stored",
+    "pair_id": "rows with such a pair id",
 }
 NAMES = {"urls": "URLs", "domains": "domains", "image_hashes": "hashes", "pairs": "pair ids"}
 
@@ -73,7 +73,9 @@ def _say_removed(say: Any, taken: Plain, what: str) -> None:
         if matched:
             say(f"  found in {name}: {matched}")
     for name, amended in taken["artifacts"].items():
-        say(f"  removed from {name}: {amended['rows']:,} rows in {amended['shards']:,} shards")
+        making = amended.get("in_the_making")
+        more = f", and {making:,} rows of a revision in the making" if making else ""
+        say(f"  removed from {name}: {amended['rows']:,} rows in {amended['shards']:,} shards{more}")
     if not taken["artifacts"]:
         say("  No row has them now; later ingests will leave them out.")
 

@@ -95,7 +95,7 @@ def test_rows_of_a_domain_leave_pairs_images_and_evaluation_sets(
     assert any(holds_a_secret(path) for path in named_files(run))
     taken = take_down(run.folder, "domains", listed("# a comment", "", "secret.org"))
     assert taken["matched"] == {"pairs": {"domain": 4}, "evaluation/copies/pairs": {"domain": 1}}
-    assert taken["artifacts"]["images"] == {"rows": 4, "shards": 2}
+    assert taken["artifacts"]["images"] == {"rows": 4, "shards": 2, "in_the_making": 0}
     assert_equal(run, without(tmp_path, SECRETS))
     assert not any(holds_a_secret(path) for path in named_files(run))
     images = run.artifact("images")
@@ -158,7 +158,7 @@ def test_the_same_list_again_finds_its_rows_gone(run: SmallRun, listed: Callable
 def test_a_second_takedown_adds_to_the_first(run: SmallRun, tmp_path: Path, listed: Callable[..., Path]) -> None:
     assert take_down(run.folder, "domains", listed("secret.org"))["takedown"] == 1
     second = take_down(run.folder, "urls", listed("http://c.org/3.jpg"))
-    assert second["takedown"] == 2 and second["artifacts"]["images"] == {"rows": 1, "shards": 1}
+    assert second["takedown"] == 2 and second["artifacts"]["images"] == {"rows": 1, "shards": 1, "in_the_making": 0}
     assert_equal(run, without(tmp_path, [*SECRETS, Pair("http://c.org/3.jpg", "caption 3")]))
 
 
@@ -207,7 +207,7 @@ def test_a_first_fetch_that_is_half_done_is_gone_on_with(
     for shard in (1, 2):
         commit_images(workshop, pairs, shard)
     taken = take_down(run.folder, "domains", listed("secret.org"))
-    assert taken["artifacts"]["images"] == {"rows": 2, "shards": 1}
+    assert taken["artifacts"]["images"] == {"rows": 0, "shards": 0, "in_the_making": 2}
     amended = run.artifact("pairs")
     continued = run.begin_images("images", amended)
     assert (continued.revision, continued.committed()) == (2, {1, 2})
