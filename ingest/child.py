@@ -12,7 +12,6 @@ import resource
 import signal
 import sys
 import warnings
-from dataclasses import asdict
 from typing import Any
 
 from cluster.errors import UserError
@@ -73,7 +72,7 @@ def main() -> None:
 
 
 def _set_fields(outcome: Outcome) -> dict[str, Any]:
-    return {name: value for name, value in asdict(outcome).items() if value is not None}
+    return {name: value for name, value in vars(outcome).items() if value is not None}
 
 
 def _told(filters: Filters) -> dict[str, Any]:

@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 
 _DEPTH = 3
 _PIPE_BYTES = 1 << 20
+_READ_BYTES = 1 << 17  # more would be set aside anew for each read, and given back
 _PAIRS_A_JOB = 256
 _START_S = 60.0
 _STARTS = 3
@@ -277,7 +278,7 @@ class _Child:
 
     def _read(self) -> None:
         try:
-            data = os.read(self._from, _PIPE_BYTES)
+            data = os.read(self._from, _READ_BYTES)
         except BlockingIOError:
             return
         if not data:
@@ -289,7 +290,7 @@ class _Child:
             end = HEAD_BYTES + text_bytes + data_bytes
             if len(self._received) < end:
                 return
-            text = self._received[HEAD_BYTES : HEAD_BYTES + text_bytes]
+            text = self._received[HEAD_BYTES : HEAD_BYTES + text_bytes].decode()  # json guesses at bytes
             picture = bytes(memoryview(self._received)[HEAD_BYTES + text_bytes : end])
             del self._received[:end]
             self._take(json.loads(text), picture)

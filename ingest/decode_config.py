@@ -76,7 +76,7 @@ class DecodeConfig(Section):
         default=10.0, gt=0, description="CPU seconds of a picture, and a quarter of what it may take on the clock"
     )
     decode_memory_bytes: int = Field(
-        default=800_000_000, ge=64_000_000, description="what a decoding process may need beyond its memory at rest"
+        default=700_000_000, ge=64_000_000, description="what a decoding process may need beyond its memory at rest"
     )
 
     NOT_CONTENT: ClassVar[frozenset[str]] = frozenset({"decode_processes", "decode_deadline_s", "decode_memory_bytes"})

@@ -117,18 +117,16 @@ def test_a_picture_that_ends_early_is_undecodable_never_half(kind: str, share: f
     assert status == Status.UNDECODABLE and why in ("corrupt_image", "corrupt_header", "unknown_format")
 
 
-def png_header(width: int, height: int) -> bytes:
+def png_of(width: int, height: int, depth: int, colour: int, rows: bytes) -> bytes:
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
-    )
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
 def test_a_bomb_is_refused_from_its_header():
-    assert reason(png_header(60_000, 60_000)) == (Status.REFUSED, "too_many_pixels")
+    assert reason(png_of(60_000, 60_000, 8, 2, bytes(1000))) == (Status.REFUSED, "too_many_pixels")
     assert reason(packed(flat("RGB", 0, (50, 50))), max_pixels=2499) == (Status.REFUSED, "too_many_pixels")
 
 
@@ -166,6 +164,54 @@ def test_resize_modes():
     assert kept.shape == (32, 64, 3) and kept[0, 0].tolist() == [0, 0, 255]
     padded = pixels(decode(body, settings(resize="pad")))
     assert padded.shape == (32, 32, 3) and padded[0, 0].tolist() == [255] * 3 and padded[16, 0].tolist() == [0, 0, 255]
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("resize", ["center_crop", "keep_ratio", "pad"])
+def test_every_orientation_in_every_format_and_mode(kind: str, orientation: int, resize: str):
+    upright = np.asarray(noise(6, 4).resize((96, 64), Image.Resampling.NEAREST))
+    stored = {
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.transpose(1, 0, 2),
+        6: np.rot90(upright),
+        7: np.rot90(upright, 2).transpose(1, 0, 2),
+        8: np.rot90(upright, -1),
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"lossless": True} if kind == "WEBP" else {"quality": 100, "subsampling": 0} if kind == "JPEG" else {}
+    body = packed(Image.fromarray(stored), kind, exif=exif, **options)
+    decoded = decode(body, settings(resize=resize))
+    wanted = pixels(decode(packed(Image.fromarray(upright)), settings(resize=resize))).astype(int)
+    assert np.abs(pixels(decoded).astype(int) - wanted).max() <= 8
+    assert (decoded.outcome.original_width, decoded.outcome.original_height) == (96, 64)
+
+
+@pytest.mark.parametrize("scale", [1, 2])
+def test_inverted_cmyk_is_what_pillow_shows(scale: int):
+    image = noise(8, 8).resize((32 * scale, 32 * scale), Image.Resampling.NEAREST).convert("CMYK")
+    body = packed(image, "JPEG", quality=100, subsampling=0)  # with Adobe's marker, inverted
+    shown = np.asarray(Image.open(io.BytesIO(body)).convert("RGB")).astype(float)
+    wanted = shown.reshape(32, scale, 32, scale, 3).mean(axis=(1, 3))
+    assert np.abs(pixels(decode(body, settings())) - wanted).max() <= 2
+
+
+def test_sixteen_bits_of_colour_are_scaled_too():
+    values = np.full((40, 40, 3), (0x8000, 0x2000, 0xFFFF), np.uint16)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    body = png_of(40, 40, 16, 2, rows)
+    assert np.abs(pixels(decode(body, settings())).astype(int) - (0x80, 0x20, 0xFF)).max() <= 1
+
+
+def test_transparent_pixels_weigh_nothing_in_the_mean():
+    layer = np.zeros((64, 64, 4), np.uint8)
+    layer[::2] = (255, 0, 0, 255)
+    layer[1::2] = (0, 0, 0, 0)  # black, and not to be seen: white shows
+    assert np.abs(pixels(decode(packed(Image.fromarray(layer)), settings())).astype(int) - (255, 128, 128)).max() <= 1
 
 
 def test_downscaling_is_the_mean_of_the_area():
