@@ -7,13 +7,13 @@ import statistics
 import sys
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import psutil
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.machine import cpu_model
 from cluster.environment import environment
 
 Plain = dict[str, Any]
@@ -87,7 +87,7 @@ def facts_of(recipe: str, repeats: int, run_time: float, command_s: float | None
         **took,
         "recipe": recipe,
         "command": f"`python -m benchmarks.stages {shlex.join(sys.argv[1:])}`".replace(" `", "`"),
-        "machine": f"{_cpu_model()}, {os.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.1f} GiB",
+        "machine": f"{cpu_model()}, {os.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.1f} GiB",
         "system": platform.platform(),
         "load average before": f"{load:.2f}",
         "repeats of each floor": str(repeats),
@@ -163,9 +163,3 @@ def _inside_s(stage: MeasuredStage) -> float:
 
 def _processes(count: int) -> str:
     return "1 process" if count == 1 else f"{count} processes"
-
-
-def _cpu_model() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown CPU")

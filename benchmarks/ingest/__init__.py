@@ -1,0 +1,1 @@
+"""Ingest beside img2dataset and beside what the machine allows: `python -m benchmarks.ingest`."""
