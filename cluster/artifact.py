@@ -29,6 +29,7 @@ equal bytes leaves everything downstream current.
 import functools
 import json
 import os
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -180,11 +181,18 @@ class Artifact:
 
     def file(self, name: str) -> Path:
         """A path on this machine with the bytes of the file of that logical name."""
+        return self.folder.local_path(self._stored_as(name))
+
+    def borrowed(self, name: str) -> AbstractContextManager[Path]:
+        """The same for the length of a block: from an object store a copy that is deleted after it."""
+        return self.folder.borrowed(self._stored_as(name))
+
+    def _stored_as(self, name: str) -> str:
         entry = self.shards.file(name)
         if entry is None:
             some = [file.name for shard in self.shards[:8] for file in shard.files][:8]
             raise WorkFailed(f"{self.uri} has no file {name!r}; it has {', '.join(some)}.")
-        return self.folder.local_path(entry.stored_as)
+        return entry.stored_as
 
     def receipt(self, shard: int) -> Receipt:
         """The receipt of the files that the manifest names for a shard, whatever revisions lie beside it."""

@@ -54,5 +54,7 @@ def _faults_of_shard(artifact: Artifact, entry: ShardEntry, read_bytes: bool) ->
             continue
         if size != file.bytes:
             yield f"{file.stored_as}: {size} bytes, {file.bytes} are promised"
-        elif read_bytes and sha256_file(artifact.folder.local_path(file.stored_as)) != file.sha256:
-            yield f"{file.stored_as}: its bytes are not those of the receipt"
+        elif read_bytes:
+            with artifact.folder.borrowed(file.stored_as) as path:
+                if sha256_file(path) != file.sha256:
+                    yield f"{file.stored_as}: its bytes are not those of the receipt"

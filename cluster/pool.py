@@ -16,6 +16,7 @@ anywhere, when its process dies, and repeats the calls that were on their way: `
 import collections
 import contextlib
 import importlib
+import re
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -47,7 +48,7 @@ class _Slot:
 
 
 class ShardPool:
-    """Actors that live from one `run` to the next. Where `run` raises in the middle they are `busy`: release them."""
+    """Actors that live from one `run` to the next. Where `run` raises, release them."""
 
     def __init__(
         self, ray: Any, worker: str, kwargs: Plain, *, shared: tuple[str, Plain] | None, in_flight: int, attempts: int
@@ -57,10 +58,6 @@ class ShardPool:
         self._in_flight, self._attempts = in_flight, attempts
         self._shared = self._start_shared(*shared) if shared is not None else None
         self._slots: list[_Slot] = []
-
-    @property
-    def busy(self) -> bool:
-        return any(slot.tasks for slot in self._slots)
 
     def release(self) -> None:
         for slot in self._slots:
@@ -90,7 +87,7 @@ class ShardPool:
         self._on_result = on_result
         report: Any = None
         reported_at = time.monotonic()
-        while self._waiting or self._quarantine or self.busy:
+        while self._waiting or self._quarantine or any(slot.tasks for slot in self._slots):
             self._check_placement()
             self._hand_out()
             done = self._wait()
@@ -137,20 +134,20 @@ class ShardPool:
         slot.tasks[slot.handle.process.remote(task)] = task
 
     def _collect(self, slot: _Slot, done: set[Any]) -> None:
-        dead = False
+        died: str | None = None
         for reference in [reference for reference in slot.tasks if reference in done]:
             try:
                 result = self._ray.get(reference)
-            except (self._ray.exceptions.RayActorError, self._ray.exceptions.NodeDiedError):
-                dead = True
+            except (self._ray.exceptions.RayActorError, self._ray.exceptions.NodeDiedError) as error:
+                died = failure_reason(self._ray, error)[0]
             except self._ray.exceptions.RayError as error:
                 self._charge(slot.tasks.pop(reference), *failure_reason(self._ray, error))
             else:
                 self._in_a_row = 0
                 self._on_result(slot.tasks.pop(reference), result)
         slot.alone = slot.alone and bool(slot.tasks)
-        if dead:
-            self._bury(slot)
+        if died is not None:
+            self._bury(slot, died)
         elif slot.starting in done:
             self._started(slot)
 
@@ -173,10 +170,10 @@ class ShardPool:
             slot.placed = True
             slot.starting = slot.handle.start.remote(self._worker, self._kwargs, self._shared)
 
-    def _bury(self, slot: _Slot) -> None:
+    def _bury(self, slot: _Slot, reason: str) -> None:
         lost = list(slot.tasks.values())
         if len(lost) == 1:
-            self._charge(lost[0], "its process died", final=False, alone=True)
+            self._charge(lost[0], reason, final=False, alone=True)
         else:
             self._quarantine.extend(lost)
         self._replace(slot)
@@ -286,4 +283,5 @@ def failure_reason(ray: Any, error: Exception) -> tuple[str, bool]:
         return str(cause), True
     if isinstance(error, ray.exceptions.RayTaskError):
         return "".join(traceback.format_exception_only(cause or error)).strip() + f"\n{error}", False
-    return f"its process died ({type(error).__name__})", False
+    detail = re.search(r"exit detail: (.*)", str(error)) or re.search(r"(.*out of memory.*|.*OOM.*)", str(error))
+    return f"its process died ({type(error).__name__}{f': {detail[1][:300]}' if detail else ''})", False

@@ -71,9 +71,9 @@ class Session:
         try:
             size = min(self._config.shard_actors, len(tasks))
             pool.run(tasks, size=size, on_result=on_result, on_shared=on_shared)
-        finally:
-            if pool.busy:
-                self._release()
+        except BaseException:  # what is still in flight would keep its actor from the next stage
+            self._release()
+            raise
 
     def run_gang(
         self, function: str, payload: Plain, *, on_report: Callable[[Plain], None] = lambda report: None

@@ -224,16 +224,33 @@ class Folder:
             raise UserError(f"cannot write to {self.uri}: {error.strerror or error}. Choose another --out.") from error
 
     def local_path(self, name: str) -> Path:
-        """A path on this machine with the bytes of `name`: the file itself, or a copy fetched once per process."""
+        """A path on this machine with the bytes of `name`: the file itself, or a copy fetched once per process.
+
+        Copies stay until the process ends. Whoever goes through many files once borrows them.
+        """
         if self.local:
             return Path(self._at(name))
-        target = _download_folder() / uuid.uuid5(uuid.NAMESPACE_URL, self._at(name)).hex / name.rsplit("/", 1)[-1]
+        target = _download_folder() / uuid.uuid5(uuid.NAMESPACE_URL, self._at(name)).hex / _last(name)
         if not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
             partial = target.with_name(f"{target.name}.{uuid.uuid4().hex}")
-            self._remote("get_file", self._at(name), str(partial))
+            self._fetch(name, partial)
             os.replace(partial, target)
         return target
+
+    @contextmanager
+    def borrowed(self, name: str) -> Iterator[Path]:
+        """A path on this machine with the bytes of `name` until the block ends; a copy is deleted then."""
+        if self.local:
+            yield Path(self._at(name))
+            return
+        with tempfile.TemporaryDirectory(prefix="unclip-") as scratch:
+            self._fetch(name, path := Path(scratch) / _last(name))
+            yield path
+
+    def _fetch(self, name: str, path: Path) -> None:
+        with told_when_full(str(path)):
+            self._remote("get_file", self._at(name), str(path))
 
     @contextmanager
     def _private(self, name: str) -> Iterator[Path]:
