@@ -5,8 +5,9 @@
     python -m benchmarks.pairs --page docs/benchmarks/pairs.md       also writes the dated page
 
 The table is made here: Parquet, URLs of about 50 and captions of about 70 characters; of a hundred rows one repeats an
-earlier row and three have the URL of an earlier row with a caption of their own. It is written and partitioned in
-processes of their own, so that the peak (`ru_maxrss`) is the partition's alone, with Python and pyarrow in it.
+earlier row and three have the URL of an earlier row with a caption of their own. Then a second snapshot, without its
+first hundredth and with two hundredths more, grows what was built. Each step is a process of its own, so that the peak
+(`ru_maxrss`) is that step's alone, with Python and pyarrow in it.
 """
 
 import argparse
@@ -24,6 +25,7 @@ Plain = dict[str, Any]
 
 GROUP_ROWS = 500_000
 REPEATED, SHARED_URL = 0.01, 0.03
+GONE, MORE = 0.01, 0.02
 WORDS = (
     "a",
     "photo",
@@ -45,14 +47,14 @@ WORDS = (
 _SAMPLED_EVERY_S = 0.25
 
 
-def write_source(path: Path, rows: int, seed: int = 0) -> None:
-    """The table, a row group at a time."""
+def write_source(path: Path, rows: int, skipped: int = 0) -> None:
+    """The table without its first rows, a row group at a time."""
     import numpy as np
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
-    draws = np.random.default_rng(seed)
+    draws = np.random.default_rng(0)
     words = pa.array(WORDS)
     schema = pa.schema([("url", pa.string()), ("caption", pa.string())])
     with pq.ParquetWriter(path, schema, compression="snappy") as writer:
@@ -69,54 +71,74 @@ def write_source(path: Path, rows: int, seed: int = 0) -> None:
             mixed = [(caption_of * (2 * place + 1) * 2_654_435_761 >> 16 + place) % len(WORDS) for place in range(12)]
             parts = [words.take(pa.array(choice)) for choice in mixed]
             caption = pc.binary_join_element_wise(*parts, pa.array(caption_of).cast(pa.string()), " ")
-            writer.write_table(pa.table([url, caption], schema=schema))
+            writer.write_table(pa.table([url, caption], schema=schema).slice(max(0, skipped - start)))
 
 
 def partition(source: Path, folder: Path, shard_rows: int) -> Plain:
-    """Build and publish the pairs; what the artifact says of itself, and seconds."""
+    """Build and publish the pairs; what was found, and seconds."""
     from cluster.artifact import Request
     from cluster.storage import Folder
     from cluster.workshop import begin
     from ingest.partition import build_pairs
     from ingest.sources import open_source
 
-    opened = open_source(str(source))
     shop = begin(Folder(folder), Request("pairs", 1, {}, {}), {})
-    started = time.perf_counter()
-    hashed_s = 0.0
+    clock = Clock()
+    totals = build_pairs(open_source(str(source)), shop, shard_rows=shard_rows, report=clock.report)
+    shop.publish(totals["shards"])
+    return {"totals": totals, "seconds": clock.seconds()}
 
-    def report(done: Plain) -> None:
-        nonlocal hashed_s
+
+def grow(source: Path, folder: Path, shard_rows: int) -> Plain:
+    """Append a second snapshot to what was built; what was found, and seconds."""
+    from cluster.artifact import Artifact, Request
+    from cluster.storage import Folder
+    from cluster.workshop import begin
+    from ingest.growth import grow_pairs
+    from ingest.sources import open_source
+
+    base = Artifact.open(str(folder))
+    shop = begin(Folder(folder), Request("pairs", 1, {"snapshot": 2}, {}), {})
+    clock = Clock()
+    growth = grow_pairs(base, open_source(str(source)), shop, shard_rows=shard_rows, report=clock.report)
+    shop.publish(growth.shards, inherit=growth.inherited)
+    return {"summary": growth.summary(), "seconds": clock.seconds()}
+
+
+class Clock:
+    """Seconds of the hashing pass, and of all."""
+
+    def __init__(self) -> None:
+        self._started = time.perf_counter()
+        self._hashed_s = 0.0
+
+    def report(self, done: Plain) -> None:
         if "hashed" in done:
-            hashed_s = time.perf_counter() - started
+            self._hashed_s = time.perf_counter() - self._started
 
-    totals = build_pairs(opened, shop, shard_rows=shard_rows, report=report)
-    built_s = time.perf_counter() - started
-    artifact = shop.publish(totals["shards"])
-    seconds = {"hash": hashed_s, "build": built_s, "with publishing": time.perf_counter() - started}
-    return {"totals": totals, "seconds": seconds, "content_digest": artifact.content_digest}
+    def seconds(self) -> Plain:
+        return {"hash": self._hashed_s, "all": time.perf_counter() - self._started}
 
 
 def measured(rows: int, shard_rows: int, scratch: Path) -> Plain:
     """Write the table and partition it, each in a process of its own."""
-    source, folder = scratch / "source.parquet", scratch / "pairs"
     scratch.mkdir(parents=True, exist_ok=True)
-    _child(["write", str(source), str(rows)])
-    child = _child(["partition", str(source), str(folder), str(shard_rows)], folder / "work")
-    result: Plain = json.loads(child["output"])
-    kept = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
-    return result | {
-        "rows": rows,
-        "shard_rows": shard_rows,
-        "peak_rss_bytes": child["peak_rss_bytes"],
-        "cpu_s": child["cpu_s"],
-        "source_bytes": source.stat().st_size,
-        "scratch_peak_bytes": child["watched_peak_bytes"],
-        "artifact_bytes": sum(kept),
-    }
+    source, folder = scratch / "source.parquet", scratch / "pairs"
+    _child(["write", str(source), str(rows), "0"])
+    result = _child(["partition", str(source), str(folder), str(shard_rows)], folder / "work")
+    kept_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return result | {"rows": rows, "source_bytes": source.stat().st_size, "artifact_bytes": kept_bytes}
+
+
+def measured_growth(rows: int, shard_rows: int, scratch: Path) -> Plain:
+    """A second snapshot, on top of what `measured` built in the same folder."""
+    source, folder = scratch / "source-2.parquet", scratch / "pairs"
+    _child(["write", str(source), str(round(rows * (1 + MORE))), str(round(rows * GONE))])
+    return _child(["grow", str(source), str(folder), str(shard_rows)], folder / "work-r2")
 
 
 def _child(arguments: list[str], watched: Path | None = None) -> Plain:
+    """What the step says, and what its process took."""
     command = [sys.executable, "-m", "benchmarks.pairs", "--step", *arguments]
     root = Path(__file__).resolve().parent.parent
     with tempfile.TemporaryFile() as output:
@@ -134,10 +156,10 @@ def _child(arguments: list[str], watched: Path | None = None) -> Plain:
         output.seek(0)
         # ru_maxrss is in KiB on Linux and in bytes on macOS.
         unit = 1 if sys.platform == "darwin" else 1024
-        return {
-            "output": output.read().decode(),
+        said: Plain = json.loads(output.read())
+        return said | {
             "peak_rss_bytes": usage.ru_maxrss * unit,
-            "watched_peak_bytes": peak,
+            "scratch_peak_bytes": peak,
             "cpu_s": usage.ru_utime + usage.ru_stime,
         }
 
@@ -153,18 +175,26 @@ def _bytes_in(folder: Path) -> int:
     return total
 
 
-def lines_of(result: Plain) -> list[str]:
-    seconds, totals, rows = result["seconds"], result["totals"], result["rows"]
-    mb = {name: f"{result[name] / 1e6:,.0f} MB" for name in result if name.endswith("_bytes")}
+def lines_of(built: Plain, grown: Plain) -> list[str]:
+    totals, rows = built["totals"], built["rows"]
     return [
-        f"rows: {rows:,} ({totals['duplicates']:,} exact duplicates), in {totals['shards']:,} shards",
-        f"peak resident memory of the process: {mb['peak_rss_bytes']}",
-        f"seconds: {seconds['build']:.1f} ({rows / seconds['build']:,.0f} rows/s),"
-        f" of which hashing {seconds['hash']:.1f}; {seconds['with publishing']:.1f} with publishing",
-        f"CPU seconds of the process, starting included: {result['cpu_s']:.1f}",
-        f"disk: source {mb['source_bytes']}, scratch at its peak {mb['scratch_peak_bytes']},"
-        f" artifact {mb['artifact_bytes']}",
+        f"**build** of {rows:,} rows ({totals['duplicates']:,} exact duplicates) in {totals['shards']:,} shards:"
+        f" {_cost(built, rows)}; source {_mb(built['source_bytes'])}, artifact {_mb(built['artifact_bytes'])}",
+        f"**growth** ({grown['summary']}): {_cost(grown, rows)}",
     ]
+
+
+def _cost(step: Plain, rows: int) -> str:
+    seconds = step["seconds"]
+    return (
+        f"peak resident memory {_mb(step['peak_rss_bytes'])}; {seconds['all']:.1f} s ({rows / seconds['all']:,.0f}"
+        f" rows/s), {seconds['hash']:.1f} of them hashing, CPU {step['cpu_s']:.1f} s with starting;"
+        f" scratch at its peak {_mb(step['scratch_peak_bytes'])}"
+    )
+
+
+def _mb(count: int) -> str:
+    return f"{count / 1e6:,.0f} MB"
 
 
 def facts() -> list[str]:
@@ -184,10 +214,11 @@ def facts() -> list[str]:
 def page(lines: list[str], about: list[str]) -> str:
     listed = "\n".join(f"- {line}" for line in about)
     figures = "\n".join(f"- {line}" for line in lines)
-    return f"""# Partition of a large table
+    return f"""# Pairs of a large table
 
 What `pairs` takes for a table of captioned URLs that is larger than memory should be. The table is synthetic: of a
-hundred rows one repeats an earlier row, three have the URL of an earlier row. Written by `benchmarks/pairs.py`; no
+hundred rows one repeats an earlier row, three have the URL of an earlier row. The growth is a second snapshot, without
+the first hundredth and with two hundredths more. Each is a process of its own. Written by `benchmarks/pairs.py`; no
 figure here is typed by hand.
 
 {listed}
@@ -207,13 +238,15 @@ def main() -> None:
     if arguments.step:
         step, *rest = arguments.step
         if step == "write":
-            write_source(Path(rest[0]), int(rest[1]))
+            write_source(Path(rest[0]), int(rest[1]), int(rest[2]))
+            print("{}")
         else:
-            print(json.dumps(partition(Path(rest[0]), Path(rest[1]), int(rest[2]))))
+            print(json.dumps({"partition": partition, "grow": grow}[step](Path(rest[0]), Path(rest[1]), int(rest[2]))))
         return
     about = facts()
     with tempfile.TemporaryDirectory(prefix="unclip-pairs-", dir=arguments.scratch) as scratch:
-        lines = lines_of(measured(arguments.rows, arguments.shard_rows, Path(scratch)))
+        sizes = (arguments.rows, arguments.shard_rows, Path(scratch))
+        lines = lines_of(measured(*sizes), measured_growth(*sizes))
     print("\n".join([*about, *lines]))
     if arguments.page:
         arguments.page.write_text(page(lines, about))

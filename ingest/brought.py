@@ -36,7 +36,7 @@ Plain = dict[str, Any]
 
 # Pictures in memory at a time. Reading is not what takes long, and a row group is best read in order.
 IN_FLIGHT = 16
-_OPEN_FILES = 8
+_OPEN_FILES = 4
 
 
 class NotThere(Exception):
@@ -75,6 +75,11 @@ class BroughtPictures(ABC):
         except TooLarge:
             return Fetched(None, Status.REFUSED, "body_too_large")
         except (NotThere, OSError, EOFError, ValueError, pa.ArrowException):
+            return Fetched(None, Status.FETCH_FAILED, "file_unreadable")
+        except Exception:
+            # Each remote filesystem's package has errors of its own; anything else is a defect of ours.
+            if self._local:
+                raise
             return Fetched(None, Status.FETCH_FAILED, "file_unreadable")
         return Fetched(body) if body else Fetched(None, Status.FETCH_FAILED, "empty_body")
 

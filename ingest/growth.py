@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cluster.artifact import Artifact, ShardEntry
@@ -111,7 +112,7 @@ def _both_sides(base: Artifact, ids: IdentityFile, tombstones: IdSet, scratch: P
         sides.add(_side(_SNAPSHOT, pairs[stays], -1, rows[stays]))
     for entry in base.shards:
         table = _read(base, entry, ["pair_id", "mark"])
-        there = np.array([mark != Mark.REMOVED for mark in table["mark"].to_pylist()], bool)
+        there = pc.fill_null(pc.not_equal(table["mark"], str(Mark.REMOVED)), True).to_numpy()
         pairs = id_numbers(table["pair_id"])
         sides.add(_side(_BASE, pairs[there], entry.shard, np.flatnonzero(there)))
     return sides
@@ -186,7 +187,7 @@ def erased(table: pa.Table, rows: "np.ndarray[tuple[int], np.dtype[np.int64]]") 
     for column in (*_ERASED, "mark"):
         value = pa.scalar(str(Mark.REMOVED) if column == "mark" else None, table.schema.field(column).type)
         index = table.column_names.index(column)
-        table = table.set_column(index, table.schema.field(column), pa.compute.if_else(keep, table[column], value))
+        table = table.set_column(index, table.schema.field(column), pc.if_else(keep, table[column], value))
     return table.combine_chunks()
 
 

@@ -10,8 +10,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-_PLACES = 4
-_KEPT_BATCHES = 8
+_PLACES = 8
+_KEPT_ROWS = 32  # rows are asked for in about their order; what came last may still be wanted
+_KEPT_BYTES = 8 << 20
 _BATCH_BYTES = 2 << 20
 _BUFFER_BYTES = 1 << 20
 
@@ -36,10 +37,15 @@ class _Place:
             column = batch.column(0)
             if pa.types.is_struct(column.type):
                 column = column.flatten()[column.type.get_field_index("bytes")]
-            self._kept = [*self._kept[1 - _KEPT_BATCHES :], (self._next, column)]
+            self._kept.append((self._next, column))
             self._next += len(column)
+            while len(self._kept) > 1 and self._is_enough(self._kept[1:]):
+                self._kept.pop(0)
         first, column = next((first, column) for first, column in reversed(self._kept) if row >= first)
         return column[row - first]
+
+    def _is_enough(self, kept: list[tuple[int, pa.Array]]) -> bool:
+        return self._next - kept[0][0] >= _KEPT_ROWS or sum(column.nbytes for _, column in kept) >= _KEPT_BYTES
 
 
 class PictureColumn:

@@ -27,6 +27,7 @@ from ingest.ledger import Status
 from ingest.partition import build_pairs
 from ingest.source_config import EvaluationSetConfig, SourceConfig
 from ingest.sources import Source, open_evaluation_set, open_training_source
+from tests.cluster.test_object_store import server  # noqa: F401, a fixture
 from tests.ingest.conftest import jpeg
 from tests.ingest.test_tar_members import forged, gnu_sparse, pax
 
@@ -327,6 +328,35 @@ def test_remote_files_are_read_in_ranges(tmp_path: Path):
         assert [answer.body for answer in fetched(source, pairs_of(source, tmp_path))] == bodies
     source = opened(folder=f"memory:/{place}/folder")
     assert [answer.body for answer in fetched(source, pairs_of(source, tmp_path))] == [picture(7)]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("server")
+def test_sources_and_pictures_lie_in_an_object_store(tmp_path: Path):
+    import s3fs
+
+    store, place = s3fs.S3FileSystem(), f"bucket/{uuid.uuid4().hex}"
+    img2dataset_tar(tmp_path / "t.tar", 0, 30)
+    bodies = [picture(n) for n in range(30)]
+    pq.write_table(pa.table({"caption": ["c"] * 30, "png": bodies}), tmp_path / "t.parquet", row_group_size=11)
+    (tmp_path / "t.csv.zst").write_bytes(pa.Codec("zstd").compress(b"url,caption\nu,c\n", asbytes=True))
+    for name in ("t.tar", "t.parquet", "t.csv.zst"):
+        store.put_file(f"{tmp_path}/{name}", f"{place}/{name}")
+    store.pipe_file(f"{place}/folder/deep/a.jpg", picture(7))
+    for source, expected in (
+        (opened(pairs=f"s3://{place}/*.tar"), bodies),
+        (opened(pairs=f"s3://{place}/t.parquet", image_column="png"), bodies),
+        (opened(folder=f"s3://{place}/folder"), [picture(7)]),
+    ):
+        assert [answer.body for answer in fetched(source, pairs_of(source, tmp_path))] == expected
+    assert [row["url"] for row in pairs_of(opened(pairs=f"s3://{place}/t.csv.zst"), tmp_path)] == ["u"]
+    tars = opened(pairs=f"s3://{place}/t.tar")
+    rows = pairs_of(tars, tmp_path)
+    store.rm_file(f"{place}/t.tar")
+    assert fetched(tars, rows) == [UNREADABLE] * 30
+    for missing in (f"s3://{place}/t.tar", f"s3://{place}/*.tar", f"s3://none-{uuid.uuid4().hex}/t.csv"):
+        with pytest.raises(UserError, match=r"source\.pairs"):
+            opened(pairs=missing)
 
 
 def test_a_packed_tar_and_one_without_pictures_are_refused(tmp_path: Path):
