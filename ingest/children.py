@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -38,6 +38,7 @@ _DEPTH = 3
 _PIPE_BYTES = 1 << 20
 _READ_BYTES = 1 << 17  # more would be set aside anew for each read, and given back
 _PAIRS_A_JOB = 256
+_CHARACTERS_A_JOB = 500_000
 _START_S = 60.0
 _STARTS = 3
 _COMPLAINT_BYTES = 2000
@@ -81,8 +82,9 @@ class Children:
         self._settings = request(SETTINGS, json.dumps({"config": plain, "lists": len(lists)}).encode())
         for name, text in lists.items():
             self._settings += request(LIST, text, name)
-        self._children = [self._started() for _ in range(self._config.decode_processes)]
         try:
+            for _ in range(self._config.decode_processes):
+                self._children.append(self._started())
             await asyncio.gather(*(child.ready for child in self._children))
         except BaseException:
             await self.__aexit__()
@@ -109,8 +111,7 @@ class Children:
         """For each (url, caption) why it is filtered, or None."""
         if not self._config.filters.judge_pairs:
             return [None] * len(pairs)
-        parts = [pairs[start : start + _PAIRS_A_JOB] for start in range(0, len(pairs), _PAIRS_A_JOB)]
-        judged = await asyncio.gather(*(self._judged(part) for part in parts))
+        judged = await asyncio.gather(*(self._judged(part) for part in _parts(pairs)))
         return [reason for part in judged for reason in part]
 
     async def _judged(self, pairs: list[tuple[str, str]]) -> list[str | None]:
@@ -168,7 +169,10 @@ class Children:
             self._end(child.start_error)
             return
         self.replaced += child.was_ready
-        self._children[self._children.index(child)] = self._started()
+        try:
+            self._children[self._children.index(child)] = self._started()
+        except WorkFailed as error:
+            self._end(error)
         self._feed()
 
     def _end(self, error: Exception) -> None:
@@ -202,14 +206,18 @@ class _Child:
         self._received = bytearray()
         self._said = ""
         self._complaints = tempfile.TemporaryFile()  # noqa: SIM115
-        self._process = subprocess.Popen(  # noqa: S603
-            [sys.executable, "-P", "-c", _BEGIN, _ROOT, str(os.getpid())],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._complaints,
-            env=_environment(),
-            bufsize=0,
-        )
+        try:
+            self._process = subprocess.Popen(  # noqa: S603
+                [sys.executable, "-P", "-c", _BEGIN, _ROOT, str(os.getpid())],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._complaints,
+                env=_environment(),
+                bufsize=0,
+            )
+        except OSError as error:
+            self._complaints.close()
+            raise WorkFailed(f"a decoding process cannot be started with {sys.executable}: {error}") from error
         assert self._process.stdin is not None and self._process.stdout is not None
         self._to, self._from = self._process.stdin.fileno(), self._process.stdout.fileno()
         for descriptor in (self._to, self._from):
@@ -334,6 +342,20 @@ class _Child:
             self.ready.set_exception(self.start_error)
         timeout = self._overdue or code == -signal.SIGPROF
         self._on_death(self, "timeout" if timeout else "crashed")
+
+
+def _parts(pairs: list[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
+    """Jobs of at most _PAIRS_A_JOB pairs, and of few where captions are vast."""
+    part: list[tuple[str, str]] = []
+    characters = 0
+    for pair in pairs:
+        characters += len(pair[0]) + len(pair[1])
+        if part and (len(part) == _PAIRS_A_JOB or characters > _CHARACTERS_A_JOB):
+            yield part
+            part, characters = [], len(pair[0]) + len(pair[1])
+        part.append(pair)
+    if part:
+        yield part
 
 
 def _checked_lists(filters: FiltersConfig) -> dict[str, bytes]:

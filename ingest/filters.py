@@ -62,9 +62,9 @@ class Filters:
         """How user filters failed, each told once."""
         told = []
         for user in (*self._of_pairs_by_user, *self._of_pictures):
-            if user.failures and user.failures[0]:
-                told.append(user.failures[0])
-                user.failures[0] = ""
+            if user.failure is not None:
+                told.append(user.failure)
+                user.failure = None
         return told
 
 

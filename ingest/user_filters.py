@@ -13,7 +13,7 @@ import importlib
 import re
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
@@ -27,7 +27,8 @@ _REASON = re.compile(r"[a-z][a-z0-9_]{0,39}", re.ASCII)
 class UserFilter:
     path: str
     function: Callable[..., Any]
-    failures: list[str] = field(default_factory=list)
+    failure: str | None = None  # the first, until it was told
+    failed: bool = False
 
     def __call__(self, *arguments: object) -> str | None:
         try:
@@ -36,8 +37,8 @@ class UserFilter:
                 return reason
             raise TypeError(f"{self.path} answered {reason!r}: expected None or a word such as 'too_dark'")
         except Exception:
-            if not self.failures:
-                self.failures.append(f"the filter {self.path} failed: {traceback.format_exc(limit=-3)}")
+            if not self.failed:
+                self.failed, self.failure = True, f"the filter {self.path} failed: {traceback.format_exc(limit=-3)}"
             return f"{self.path.rsplit(':')[-1].lower()}_failed"
 
 

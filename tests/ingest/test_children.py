@@ -77,14 +77,15 @@ def jpeg(seed: int = 0, side: int = 64) -> bytes:
     return file.getvalue()
 
 
-def vast_png(side: int) -> bytes:
-    """Few bytes, and side × side pixels."""
+def vast_png(side: int, colour: int = 2) -> bytes:
+    """Few bytes, and side × side pixels: RGB (2) or RGBA (6)."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         return len(data).to_bytes(4, "big") + name + data + zlib.crc32(name + data).to_bytes(4, "big")
 
-    header = side.to_bytes(4, "big") * 2 + bytes([8, 2, 0, 0, 0])
-    rows = zlib.compress((b"\0" + b"\x7f" * 3 * side) * side, 1)
+    header = side.to_bytes(4, "big") * 2 + bytes([8, colour, 0, 0, 0])
+    row, packer = b"\0" + b"\x7f" * {2: 3, 6: 4}[colour] * side, zlib.compressobj(1)
+    rows = b"".join(packer.compress(row) for _ in range(side)) + packer.flush()
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
 
 
@@ -140,14 +141,11 @@ def test_a_crash_costs_its_row_and_no_other(site: Path):
         again = await children.decode(body, "u", "fine")
         return [*decoded, again], children.replaced
 
-    for processes in (1, 2):
-        decoded, replaced = with_children(dangerous(decode_processes=processes), work)
-        wanted = [
-            (Status.OK, None) if caption == "fine" else (Status.UNDECODABLE, "decoder_crashed") for caption in captions
-        ]
-        assert ends(decoded) == [*wanted, (Status.OK, None)]
-        assert decoded[5].outcome.image_sha256 == hashlib.sha256(body).hexdigest()
-        assert replaced == 4  # a picture is given up when it was there at two deaths
+    decoded, replaced = with_children(dangerous(), work)
+    wanted = {"fine": (Status.OK, None), "crash": (Status.UNDECODABLE, "decoder_crashed")}
+    assert ends(decoded) == [*(wanted[caption] for caption in captions), (Status.OK, None)]
+    assert decoded[5].outcome.image_sha256 == hashlib.sha256(body).hexdigest()
+    assert replaced == 4  # a picture is given up at the second death that it was there for
 
 
 def test_a_picture_that_was_at_work_when_its_child_died_is_tried_once_more(site: Path, tmp_path: Path):
@@ -187,6 +185,64 @@ def test_a_picture_that_needs_too_much_memory_is_told_and_the_child_lives():
     decoded, replaced = with_children(config, work)
     assert ends(decoded) == [(Status.OK, None), (Status.UNDECODABLE, "memory"), (Status.OK, None), (Status.OK, None)]
     assert replaced == 0
+
+
+def test_a_jpeg_of_endless_scans_costs_its_row_and_its_deadline():
+    file = io.BytesIO()
+    Image.new("RGB", (3000, 3000)).save(file, "JPEG", progressive=True)
+    body = file.getvalue()
+    last_scan = body[body.rindex(b"\xff\xda") : -2]
+    endless = body[:-2] + last_scan * 3000 + body[-2:]
+
+    async def work(children: Children) -> list[Decoded]:
+        return await asyncio.gather(*(children.decode(each, "u", "c") for each in (jpeg(), endless, jpeg())))
+
+    decoded = with_children(DecodeConfig(size=32, decode_deadline_s=0.5), work)
+    assert ends(decoded) == [(Status.OK, None), (Status.UNDECODABLE, "decoder_timeout"), (Status.OK, None)]
+
+
+@pytest.mark.slow
+def test_the_largest_picture_allowed_leaves_room_for_the_worker():
+    """Of 1.5 GB, 800 MB are the child's."""
+
+    async def work(children: Children) -> tuple[list[Decoded], int]:
+        (child,) = own_children()
+        decoded = await children.decode(vast_png(9990, colour=6), "u", "c")
+        lines = Path(f"/proc/{child.pid}/status").read_text().splitlines()
+        return [decoded], next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+
+    decoded, peak = with_children(DecodeConfig(), work)
+    assert ends(decoded) == [(Status.OK, None)]
+    assert 9990**2 * 4 < peak < 800_000_000
+
+
+@pytest.mark.slow
+def test_mutated_pictures_leave_every_child_alive():
+    random = np.random.default_rng(5)
+    originals = []
+    for kind in ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF"):
+        file = io.BytesIO()
+        Image.fromarray(random.integers(0, 256, (90, 120, 3), dtype=np.uint8)).save(file, kind)
+        originals.append(file.getvalue())
+    bodies = []
+    for _ in range(400):
+        body = bytearray(originals[random.integers(len(originals))])
+        for _ in range(random.integers(1, 8)):
+            place = int(random.integers(len(body)) * random.random())  # headers more often than data
+            body[place] = int(random.integers(256))
+        if random.random() < 0.2:
+            del body[random.integers(1, len(body)) :]
+        bodies.append(bytes(body))
+
+    async def work(children: Children) -> tuple[list[Decoded], int]:
+        return await asyncio.gather(*(children.decode(body, "u", "c") for body in bodies)), children.replaced
+
+    decoded, replaced = with_children(DecodeConfig(size=32, decode_processes=2, max_pixels=1_000_000), work)
+    assert replaced == 0
+    assert {each.outcome.status for each in decoded} >= {Status.OK, Status.UNDECODABLE}
+    for each in decoded:
+        assert (each.data is None) == (each.outcome.status != Status.OK)
+        assert each.data is None or Image.open(io.BytesIO(each.data)).size == (32, 32)
 
 
 def test_a_child_that_is_killed_from_outside_costs_nothing(site: Path):
