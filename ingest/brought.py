@@ -1,7 +1,7 @@
 """Pictures that a source brings along: read where they lie instead of fetched from their URLs.
 
     tars      bytes stored_offset … stored_length of the tar `source_file`
-    column    row `source_row` of a column of the Parquet `source_file`
+    column    row `source_row` of a column of the Parquet `source_file`, where the caption is still the row's
     folder    the file that the row's URL names
 
 Remote files are read in ranges. No name in a tar and no URL chooses a path: `source_file` and a folder's names come
@@ -138,9 +138,9 @@ class FolderPictures(BroughtPictures):
 class ColumnPictures(BroughtPictures):
     """Rows come about in order, so files stay open, and each is read on from where it is."""
 
-    def __init__(self, root: str, config: FetchConfig, column: str) -> None:
+    def __init__(self, root: str, config: FetchConfig, column: str, caption_column: str) -> None:
         super().__init__(root, config)
-        self._column = column
+        self._columns = (column, caption_column)
         self._open: OrderedDict[str, PictureColumn] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -148,15 +148,17 @@ class ColumnPictures(BroughtPictures):
         path = self.path(row["source_file"])
         with self._lock:
             if path not in self._open:
-                self._open[path] = PictureColumn(self._fs, path, self._column)
+                self._open[path] = PictureColumn(self._fs, path, *self._columns)
                 if len(self._open) > _OPEN_FILES:
                     self._open.popitem(last=False)[1].close()
             self._open.move_to_end(path)
-            picture = self._open[path].cell(int(row["source_row"]))
-            if picture is None:
+            found = self._open[path].row(int(row["source_row"]))
+            caption = row["caption_bytes"] if row["caption"] is None else row["caption"].encode()
+            # A later snapshot may have another picture in the place of this one.
+            if found.picture is None or found.caption != caption:
                 raise NotThere
-            self.checked_length(picture.size)
-            return bytes(picture)
+            self.checked_length(found.picture.size)
+            return bytes(found.picture)
 
     def close(self) -> None:
         with self._lock:
@@ -172,4 +174,4 @@ def brought_pictures(plain: Plain, config: FetchConfig) -> BroughtPictures:
     if kind == "folder":
         return FolderPictures(root, config)
     assert kind == "column", kind
-    return ColumnPictures(root, config, plain["column"])
+    return ColumnPictures(root, config, plain["column"], plain["caption_column"])

@@ -92,8 +92,18 @@ def find_files(pairs: str, key: str) -> SourceFiles:
     if not files:
         what = "is a folder; name its files, as in folder/*.parquet" if path in facts else "matches no file"
         raise UserError(f"{key} {pairs!r} {what}.")
+    if unspeakable := [file for file in files if not _is_text(file)]:
+        raise UserError(f"{key} {pairs!r} has a file whose name is not UTF-8: {unspeakable[0]!r}. Rename it.")
     shared = os.path.commonpath([str(PurePosixPath(file).parent) for file in files])
     return SourceFiles(filesystem, shared, [source_file(file, below(file, shared), facts[file]) for file in files])
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def below(path: str, folder: str) -> str:

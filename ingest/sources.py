@@ -106,7 +106,8 @@ class TableSource(Source):
     def pictures(self) -> dict[str, Any] | None:
         if self._layout.image_column is None:
             return None
-        return {"kind": "column", "root": self.found.root_uri, "column": self._layout.image_column}
+        columns = {"column": self._layout.image_column, "caption_column": self._layout.caption_column}
+        return {"kind": "column", "root": self.found.root_uri} | columns
 
 
 class TarSource(Source):

@@ -12,13 +12,14 @@ from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from fsspec.implementations.local import LocalFileSystem
 
 from cluster.errors import UserError
 from ingest.presets import TableFormat
 
 BATCH_ROWS = 8192
 BATCH_BYTES = 64 << 20
-PAGE_BUFFER_BYTES = 1 << 20
+_PAGE_BUFFER_BYTES = 2 << 20
 _PACKED = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
 
 Columns = tuple[pa.Array | None, pa.Array]  # URLs (None where the table has none) and captions, large_binary
@@ -108,14 +109,24 @@ class Parquet(Table):
             for group in range(file.num_row_groups):
                 rows = _batch_rows(file.metadata.row_group(group), {url, caption})
                 for batch in file.iter_batches(rows, row_groups=[group], columns=sorted({caption, url or caption})):
-                    urls = None if url is None else _bytes_of(batch.column(url))
-                    yield urls, _bytes_of(batch.column(caption))
+                    urls = None if url is None else bytes_of(batch.column(url))
+                    yield urls, bytes_of(batch.column(caption))
 
     @contextmanager
     def _opened(self) -> Iterator[Any]:
-        with self._reading(), self._fs.open(self.path, "rb") as file:
-            # With a buffer, column chunks are read page by page: a row group may be larger than memory.
-            yield pq.ParquetFile(file, buffer_size=PAGE_BUFFER_BYTES, pre_buffer=False)
+        with self._reading(), open_uncached(self._fs, self.path) as file:
+            yield parquet_by_pages(file)
+
+
+def open_uncached(filesystem: Any, path: str) -> Any:
+    """A file to jump about in: a cache that reads ahead would fetch a remote one many times over."""
+    local = isinstance(filesystem, LocalFileSystem)
+    return filesystem.open(path, "rb") if local else filesystem.open(path, "rb", cache_type="none")
+
+
+def parquet_by_pages(file: Any) -> Any:
+    """With a buffer, column chunks are read page by page: a row group may be larger than memory."""
+    return pq.ParquetFile(file, buffer_size=_PAGE_BUFFER_BYTES, pre_buffer=False)
 
 
 def _batch_rows(group: Any, names: set[str | None]) -> int:
@@ -178,7 +189,8 @@ def is_pictures(kind: pa.DataType) -> bool:
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or str(kind) == "binary_view"
 
 
-def _bytes_of(column: pa.Array) -> pa.Array:
+def bytes_of(column: pa.Array) -> pa.Array:
+    """A column of text as the bytes that it is stored as."""
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     return column.cast(pa.large_binary())

@@ -262,6 +262,17 @@ def test_a_column_that_holds_no_pictures_is_refused(tmp_path: Path):
         opened(pairs=f"{tmp_path}/t.csv", image_column="image")
 
 
+def test_a_parquet_that_changed_gives_no_wrong_picture(tmp_path: Path):
+    captions = ["one", None, "three"]
+    pq.write_table(pa.table({"caption": captions, "image": [picture(n) for n in range(3)]}), tmp_path / "t.parquet")
+    source = opened(pairs=f"{tmp_path}/t.parquet", image_column="image")
+    rows = pairs_of(source, tmp_path)
+    assert [answer.body for answer in fetched(source, rows)] == [picture(n) for n in range(3)]
+    later = pa.table({"caption": [*captions[1:], "new"], "image": [picture(n) for n in (1, 2, 3)]})
+    pq.write_table(later, tmp_path / "t.parquet")
+    assert fetched(source, rows) == [UNREADABLE] * 3
+
+
 def test_a_damaged_column_costs_its_rows(tmp_path: Path):
     bodies = [random.Random(n).randbytes(3000) for n in range(300)]
     table = pa.table({"caption": [f"c{n}" for n in range(300)], "image": bodies})

@@ -68,6 +68,12 @@ def test_a_glob_reads_its_files_in_order_of_name_and_counts_rows_in_each(tmp_pat
     ]
 
 
+def test_a_name_that_is_no_text_is_refused_before_any_work(tmp_path: Path):
+    write(tmp_path / "t.csv").rename(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.csv"))
+    with pytest.raises(UserError, match="name is not UTF-8"):
+        open_source(f"{tmp_path}/*.csv")
+
+
 def test_fsspec_uris_are_sources(tmp_path: Path):
     assert rows_of(open_source(f"file://{write(tmp_path / 't.parquet')}")) == ROWS
 
