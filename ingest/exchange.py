@@ -56,12 +56,17 @@ class Exchanges:
             asked_at = monotonic()
             await connection.ask(request, answer, errand.left_s)
             errand.left_s = connection.deadline_at - monotonic()
+            self._heed(host, answer)
             if connection.first_byte_at:
                 if errand in host.opening:
                     host.pace.first_answer(host.opening[errand], connection.first_byte_at)
                 waited_s = connection.first_byte_at - asked_at
                 host.pace.answered(waited_s, connection.first_byte_at, self._config.concurrency)
             return answer
+        except FetchFailed as failure:
+            if failure.network:
+                self._turns.failed(host)
+            raise
         except asyncio.CancelledError:
             if connection is not None:
                 connection.give_up()
@@ -69,6 +74,21 @@ class Exchanges:
             raise
         finally:
             self._turns.done(host, errand, connection)
+
+    def _heed(self, host: Host, answer: Answer) -> None:
+        """What the answer says of its host. Before the turn ends: the next one must not begin against its wish."""
+        if not answer.status:
+            if isinstance(answer.failure, FetchFailed) and answer.failure.network:
+                self._turns.failed(host)
+            return
+        self._turns.answered(host)
+        if answer.status in (429, 503):
+            host.pace.rejected()
+            seconds = answer.retry_after_s
+            if seconds is None and answer.status == 429:
+                seconds = self._config.backoff_s
+            if seconds is not None:
+                self._turns.leave_alone(host, seconds, f"http_{answer.status}")
 
     async def _opened(self, errand: Errand, host: Host) -> Connection:
         assert host.resolved is not None

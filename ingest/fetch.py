@@ -244,17 +244,13 @@ class Fetcher:
                 await self._robots.check(host.key, url)
             answer = await self._exchanges.get(errand, host, url, caps)
             if answer.status:
-                self._turns.answered(host)
                 self._outage.answered(host)
             if answer.failure is not None:
                 answer.drop()
-                self._heed(host, answer)
                 raise answer.failure
         except FetchFailed as failure:
-            if failure.network:
-                if not await self._outage.is_theirs(host):
-                    raise NotCharged from None
-                self._turns.failed(host)
+            if failure.network and not await self._outage.is_theirs(host):
+                raise NotCharged from None
             raise
         return answer
 
@@ -267,19 +263,6 @@ class Fetcher:
         errand.left_s -= min(resolved.seconds, monotonic() - asked_at)
         inside = all(self._policy.allows(address, host.port) for address in resolved.addresses)
         host.limited = not inside or self._config.limit_allowed_networks
-
-    def _heed(self, host: Host, answer: Answer) -> None:
-        """A host that is asked too much says so, and until when."""
-        if answer.status not in (429, 503):
-            return
-        host.pace.rejected()
-        seconds = answer.retry_after_s
-        if seconds is None and answer.status == 429:
-            seconds = self._config.backoff_s
-        if seconds is not None:
-            self._turns.leave_alone(host, seconds, f"http_{answer.status}")
-            if host.limited:
-                self._shares.exchange_soon(host)
 
     # The worker as a whole.
 
@@ -306,6 +289,7 @@ class Fetcher:
             return False
 
     def _resumed(self, failed: list[Host]) -> None:
+        self._resolver.forget_failures()
         for host in failed:
             self._turns.forgive(host)
         self._turns.resume()

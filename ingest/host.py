@@ -4,6 +4,7 @@ import asyncio
 from collections import OrderedDict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from math import inf
 
 from yarl import URL
 
@@ -13,7 +14,7 @@ from ingest.resolver import Resolved
 
 _REMEMBERED = 20_000
 _LOOKED_AT = 64
-_COARSE_S = 0.005
+LATE_S = 0.1
 
 
 class HostGone(Exception):
@@ -45,19 +46,31 @@ class Waiter:
 
 @dataclass(slots=True, eq=False)
 class Grant:
-    """What this worker may do to a host that is limited over all workers (`ingest/limits.py`)."""
+    """What this worker may do to a host that is limited over all workers (`ingest/limits.py`).
+
+    `places` are runs of places on the host's time line: when the next of the run is, and how many it has left. A place
+    may be used late, but not by much: after that it is lost, so that what was held up does not come in a burst.
+    """
 
     connections: int = 0
     until: float = 0.0
-    requests: int = 0
-    requests_until: float = 0.0
-    next_at: float = 0.0
     spacing_s: float = 0.0
+    places: deque[tuple[float, int]] = field(default_factory=deque)
 
-    def use(self, now: float) -> None:
-        """One request goes out. Timers are coarse: what is late by a few milliseconds is caught up with."""
-        self.requests -= 1
-        self.next_at = max(self.next_at, now - _COARSE_S) + self.spacing_s
+    def next_place(self, now: float) -> float:
+        """When the next request may go: not after now, then, or for ever where there is no place left."""
+        while self.places:
+            at, left = self.places[0]
+            lost = 0 if now - at <= LATE_S else int((now - LATE_S - at) / self.spacing_s) + 1
+            if lost < left:
+                self.places[0] = (at + lost * self.spacing_s, left - lost)
+                return self.places[0][0]
+            self.places.popleft()
+        return inf
+
+    def use_place(self) -> None:
+        at, left = self.places[0]
+        self.places[0] = (at + self.spacing_s, left - 1)
 
 
 @dataclass(slots=True, eq=False)

@@ -110,7 +110,7 @@ class HostLimits:
             del host.shares[other]
         share.charged, share.wanted, share.until = max(cap, opened), wanted, now + self._lease_s
         target = self._target(host, share, now)
-        if not target and not opened and not wanted:
+        if not (target or cap or opened or wanted):
             del host.shares[worker]
             if not host.shares and max(host.next_at, host.resting_until) <= now:
                 del self._hosts[name]

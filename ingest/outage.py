@@ -53,6 +53,7 @@ class Outage:
         self._in_doubt: dict[asyncio.Future[bool], float] = {}
         self._judging: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._error: Exception | None = None
         self.since: float | None = None
 
     def answered(self, host: Host) -> None:
@@ -70,6 +71,8 @@ class Outage:
 
     async def is_theirs(self, host: Host) -> bool:
         """Whether the failure is the host's own. Returns when that is known; False means ask again."""
+        if self._error is not None:
+            raise self._error
         self._failed[host] = None
         doubt: asyncio.Future[bool] = self._loop.create_future()
         self._in_doubt[doubt] = monotonic() + _IN_DOUBT_S
@@ -174,6 +177,7 @@ class Outage:
 
     def close(self, error: Exception | None = None) -> None:
         """Nobody learns any more whose failure it was."""
+        self._error = error
         for task in (self._judging, self._timer):
             if task is not None:
                 task.cancel()

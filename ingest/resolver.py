@@ -77,6 +77,11 @@ class Resolver:
         """Whether it was known."""
         return self._known.pop(name, None) is not None
 
+    def forget_failures(self) -> None:
+        """Of name servers that did not answer: it was us."""
+        for name in [name for name, known in self._known.items() if known.may_pass]:
+            del self._known[name]
+
     async def asked(self, name: str) -> Resolved:
         """A fresh answer, shared by all who ask for the name meanwhile."""
         task = self._asking.get(name)

@@ -13,7 +13,7 @@ from time import monotonic
 from typing import Any
 
 from cluster.errors import WorkFailed
-from ingest.host import Host
+from ingest.host import LATE_S, Host
 from ingest.limits import Ask, Demand, Reply
 
 log = logging.getLogger(__name__)
@@ -22,7 +22,6 @@ log = logging.getLogger(__name__)
 _AGAIN_S = 0.1
 _RETRY_S = 1.0
 _UNREACHABLE_S = 120.0
-_LATE_S = 0.1
 
 
 class Shares:
@@ -62,13 +61,14 @@ class Shares:
     def may_ask(self, host: Host, now: float) -> float:
         """When a request may go to a limited host: not after now, then, or for ever where `granted` will follow."""
         grant = host.grant
-        has_place = bool(host.idle) or host.open < grant.connections
+        has_connection = bool(host.idle) or host.open < grant.connections
         # A request ends within the deadline: none begins that could outlive the lease of its connection.
-        if not has_place or grant.until - self._deadline_s <= now or grant.requests < 1 or grant.requests_until <= now:
+        next_place = grant.next_place(now)
+        if not has_connection or grant.until - self._deadline_s <= now or next_place == inf:
             if host not in self._again and (self._asked is None or host not in self._asked):
                 self.exchange_soon(host)
             return inf
-        return grant.next_at
+        return next_place
 
     def exchange_soon(self, host: Host) -> None:
         self._dirty[host] = None
@@ -115,10 +115,12 @@ class Shares:
 
     def _demand(self, host: Host) -> Demand:
         now = monotonic()
+        if not host.busy:
+            host.grant.connections = 0  # given up before it is said, so that one exchange is enough
         waiting = len(host.waiting)
         wanted = min(self._most_connections, host.in_flight + waiting)
         rest_s = max(0.0, host.resting_until - now) if host.down_since is None else 0.0
-        requests = 0 if rest_s else waiting - max(0, host.grant.requests if host.grant.requests_until > now else 0)
+        requests = 0 if rest_s else waiting - sum(left for _, left in host.grant.places)
         return (host.grant.connections, host.open, wanted, max(0, requests), rest_s, host.rest_reason)
 
     def _received(self, started: float, answer: "Future[Any]") -> None:
@@ -141,22 +143,16 @@ class Shares:
 
     def _apply(self, host: Host, demand: Demand, reply: Reply, started: float) -> None:
         connections, requests, start_in_s, spacing_s, rest_s, rest_reason = reply
-        now = monotonic()
         grant = host.grant
         grant.connections, grant.until = connections, started + self._lease_s
         if requests:
-            if grant.requests_until <= now or grant.requests < 0:
-                grant.requests = 0
-            start = now + start_in_s
-            grant.requests += requests
             grant.spacing_s = spacing_s
-            grant.next_at = max(grant.next_at, start)
-            grant.requests_until = max(grant.requests_until, start + requests * spacing_s + _LATE_S)
+            grant.places.append((monotonic() + start_in_s, requests))
         if connections or host.open:
             self._held.add(host)
         else:
             self._held.discard(host)
-        if rest_s > demand[4] + _LATE_S:
+        if rest_s > demand[4] + LATE_S:
             self._rests(host, rest_s, rest_reason)
         if host.waiting and not rest_s and (not connections or not requests):
             self._again.add(host)

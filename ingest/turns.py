@@ -16,6 +16,7 @@ from time import monotonic
 from ingest.connection import Connection
 from ingest.host import Errand, Host, HostGone, Waiter
 
+HOST_DOWN = "host_down"
 _IDLE_S = 4.0
 _MOST_IDLE = 1024
 # A host may have this many times as many requests in flight as there are free slots.
@@ -48,6 +49,7 @@ class Turns:
         self._crowding: set[Host] = set()
         self._idle: OrderedDict[Connection, tuple[Host, float]] = OrderedDict()
         self._paused = False
+        self._error: Exception | None = None
         self.in_flight = 0
         self.waiting = 0
         self.cooling: set[Host] = set()
@@ -55,7 +57,9 @@ class Turns:
     # Turns.
 
     async def turn(self, host: Host, errand: Errand) -> Connection | None:
-        """Wait for a turn. Every turn taken ends with `done`. Raises `HostGone`."""
+        """Wait for a turn. Every turn taken ends with `done`. Raises `HostGone`, and the error of `fail_all`."""
+        if self._error is not None:
+            raise self._error
         now = monotonic()
         if host.resting_until > now:
             self._be_patient(host, errand, now)
@@ -158,7 +162,7 @@ class Turns:
         self.in_flight += 1
         host.in_flight += 1
         if host.limited:
-            host.grant.use(now)
+            host.grant.use_place()
         if host.idle:
             connection = host.idle.pop()
             del self._idle[connection]
@@ -200,7 +204,7 @@ class Turns:
         if host.down_since is None:
             host.down_since = now
             self.cooling.add(host)
-        self._rest(host, now + self._cooldown_s, "host_down")
+        self._rest(host, now + self._cooldown_s, HOST_DOWN)
 
     def forgive(self, host: Host) -> None:
         """Its failures were ours."""
@@ -228,6 +232,8 @@ class Turns:
                 self.waiting -= 1
                 if not waiter.turn.done():
                     waiter.turn.set_exception(gone)
+        if host.limited and reason != HOST_DOWN:
+            self._gave_back(host)  # the other workers learn of it with what we no longer want
         if host.waiting:
             self.wake_at(host, until)
 
@@ -242,7 +248,8 @@ class Turns:
                 raise HostGone(host.rest_reason)
 
     def fail_all(self, hosts: Iterable[Host], error: Exception) -> None:
-        """Nobody's turn will come."""
+        """Nobody's turn will come any more."""
+        self._error = error
         for host in hosts:
             while host.waiting:
                 waiter = host.waiting.popleft()
