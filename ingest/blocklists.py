@@ -5,14 +5,17 @@
     blocked_captions   words or phrases: "bad word" is in "A BAD, word." but not in "bad wording"
     blocked_images     hex digits: 32 MD5, 40 SHA-1, 64 SHA-256 of the file; 16 a perceptual hash (`ingest.perceptual`)
 
-Empty lines and lines that begin with # say nothing. Entries are kept as 8-byte digests in sorted arrays, so that a
-list of ten million takes 80 MB; that two of them collide is less likely than that a disk returns a wrong bit.
+Empty lines and lines that begin with # say nothing. Entries are kept as 8-byte digests in sorted arrays: of a million
+SHA-256 the worker holds 65 MB of text, for children to come, and each child 8 MB. That a picture collides with one of
+them by chance is less likely than 1 in 10¹³.
 """
 
 import hashlib
+import io
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,9 +50,18 @@ def read_block_lists(filters: FiltersConfig) -> dict[str, bytes]:
 class Keys:
     """A set of byte strings in 8 bytes each."""
 
-    def __init__(self, entries: Iterator[bytes]) -> None:
-        digests = b"".join(hashlib.blake2b(entry, digest_size=8).digest() for entry in entries)
-        self._sorted: NDArray[np.uint64] = np.unique(np.frombuffer(digests, np.uint64))
+    def __init__(self, entries: Iterable[bytes] = ()) -> None:
+        self._digests = bytearray()
+        for entry in entries:
+            self.add(entry)
+
+    def add(self, entry: bytes) -> None:
+        self._digests += hashlib.blake2b(entry, digest_size=8).digest()
+
+    @cached_property
+    def _sorted(self) -> NDArray[np.uint64]:
+        digests, self._digests = self._digests, bytearray()
+        return np.unique(np.frombuffer(digests, np.uint64))
 
     def has(self, entry: bytes) -> bool:
         digest = np.frombuffer(hashlib.blake2b(entry, digest_size=8).digest(), np.uint64)[0]
@@ -59,9 +71,11 @@ class Keys:
 
 class BlockedUrls:
     def __init__(self, text: bytes) -> None:
-        urls = [entry for _, entry in _entries(text, "blocked_urls")]
-        self._hosts = Keys(url_host(url).encode() for url in urls)
-        self._urls = Keys(form.encode() for url in urls for form in {url, normalised_url(url) or url})
+        self._hosts, self._urls = Keys(), Keys()
+        for _, url in _entries(text, "blocked_urls"):
+            self._hosts.add(url_host(url).encode())
+            self._urls.add(url.encode())
+            self._urls.add((normalised_url(url) or url).encode())
 
     def has(self, url: str) -> bool:
         raw = url.encode("utf-8", "surrogatepass")
@@ -72,13 +86,12 @@ class BlockedUrls:
 
 class BlockedDomains:
     def __init__(self, text: bytes) -> None:
-        domains = []
+        self._domains = Keys()
         for number, entry in _entries(text, "blocked_domains"):
             domain = entry.removeprefix("*.").removeprefix(".")
             if not _DOMAIN.fullmatch(domain):
                 raise _wrong("blocked_domains", number, entry, "a domain such as example.org")
-            domains.append(canonical_host(domain))
-        self._domains = Keys(domain.encode() for domain in domains)
+            self._domains.add(canonical_host(domain).encode())
 
     def has(self, url: str) -> bool:
         labels = url_host(url).split(".")
@@ -115,7 +128,7 @@ class BlockedImages:
     """Hashes of files, and perceptual hashes of pictures."""
 
     def __init__(self, text: bytes) -> None:
-        files: dict[str, list[bytes]] = {}
+        self._files: dict[str, Keys] = {}
         perceptual = []
         for number, entry in _entries(text, "blocked_images"):
             kind = _HEX_OF.get(len(entry))
@@ -126,12 +139,11 @@ class BlockedImages:
             if len(digest) == _PERCEPTUAL_DIGITS // 2:
                 perceptual.append(int(entry, 16))
             elif kind is not None:
-                files.setdefault(kind, []).append(digest)
+                self._files.setdefault(kind, Keys()).add(digest)
             else:
                 raise _wrong(
                     "blocked_images", number, entry, "32, 40 or 64 hexadecimal digits, or 16 of a perceptual hash"
                 )
-        self._files = {kind: Keys(iter(digests)) for kind, digests in files.items()}
         self._perceptual = np.unique(np.array(perceptual, np.uint64))
 
     @property
@@ -153,7 +165,7 @@ def _words(text: str) -> list[str]:
 
 
 def _entries(text: bytes, name: str) -> Iterator[tuple[int, str]]:
-    for number, line in enumerate(text.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+    for number, line in enumerate(io.BytesIO(text.removeprefix(b"\xef\xbb\xbf")), start=1):
         entry = line.strip()
         if not entry or entry.startswith(b"#"):
             continue
