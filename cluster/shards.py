@@ -1,6 +1,6 @@
 """The table of shards: one row a shard, what every receipt proves about content (`shards.parquet`).
 
-Held as Arrow columns and read a row at a time, so that 10⁶ shards cost some 300 MB and not gigabytes of objects.
+Held as Arrow columns and read a row at a time, so that 10⁶ shards cost a few hundred MB and not gigabytes of objects.
 """
 
 from collections.abc import Iterator, Sequence

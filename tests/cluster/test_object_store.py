@@ -217,6 +217,19 @@ def test_killed_between_two_requests_a_build_goes_on_to_the_same_bytes(server: s
     assert result["stopped"] * 4 >= result["steps"] > 40
 
 
+def test_a_folder_in_use_works_in_a_forked_process_and_from_many_threads(folder: Folder) -> None:
+    folder.write("data", b"bytes")
+    with ThreadPoolExecutor(16) as readers:
+        assert set(readers.map(lambda _: folder.read("data"), range(64))) == {b"bytes"}
+    code = (
+        "import os, sys; from cluster.storage import Folder\n"
+        "folder = Folder(sys.argv[1]); folder.read('data'); child = os.fork()\n"
+        "if child == 0: os._exit(folder.read('data') != b'bytes')\n"
+        "sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))"
+    )
+    assert subprocess.run([sys.executable, "-c", code, folder.uri], cwd=ROOT, timeout=60).returncode == 0
+
+
 def test_a_bucket_that_is_not_there_is_told_and_not_made(server: str) -> None:
     with pytest.raises(UserError, match=r"no bucket 'misspelled' is seen with the credentials.*--out"):
         Folder("s3://misspelled/run").make()
