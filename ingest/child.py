@@ -11,6 +11,7 @@ import os
 import resource
 import signal
 import sys
+import traceback
 import warnings
 from typing import Any
 
@@ -19,7 +20,7 @@ from ingest.decode import decode
 from ingest.decode_config import DecodeConfig
 from ingest.filters import Filters
 from ingest.frames import JUDGE, LIST, SETTINGS, read_request, write_answer
-from ingest.outcome import Outcome
+from ingest.outcome import Outcome, Status
 
 _PR_SET_PDEATHSIG = 1
 
@@ -27,6 +28,7 @@ _PR_SET_PDEATHSIG = 1
 def main() -> None:
     """`sys.argv[1]` is the id of the process to work for."""
     _die_with(int(sys.argv[1]))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends us
     # Answers go to a descriptor of their own, so that what a library prints does not land among them.
     answers = os.dup(1)
     os.dup2(2, 1)
@@ -61,23 +63,33 @@ def main() -> None:
     while (job := read_request(requests)) is not None:
         kind, body, url, caption = job
         signal.setitimer(signal.ITIMER_PROF, config.decode_deadline_s)
-        if kind == JUDGE:
-            reasons = [filters.pair(*pair) for pair in json.loads(body)]
-            write_answer(answers, {"reasons": reasons} | _told(filters))
-        else:
-            decoded = decode(body, config, filters, url, caption)
-            write_answer(answers, _set_fields(decoded.outcome) | _told(filters), decoded.data or b"")
-            del decoded
-        del job, body
+        answer, data = _judged(body, filters) if kind == JUDGE else _decoded(body, config, filters, url, caption)
+        if told := filters.failures():
+            answer.setdefault("failures", []).extend(told)
+        write_answer(answers, answer, data)
+        del job, body, data
+
+
+def _judged(body: bytes, filters: Filters) -> tuple[dict[str, Any], bytes]:
+    return {"reasons": [filters.pair(*pair) for pair in json.loads(body)]}, b""
+
+
+def _decoded(
+    body: bytes, config: DecodeConfig, filters: Filters, url: str, caption: str
+) -> tuple[dict[str, Any], bytes]:
+    try:
+        decoded = decode(body, config, filters, url, caption)
+        return _set_fields(decoded.outcome), decoded.data or b""
+    except MemoryError:
+        return _set_fields(Outcome(Status.UNDECODABLE, "memory")), b""
+    except Exception:
+        # A defect of ours, which costs this row and is told in the worker's log.
+        failed = _set_fields(Outcome(Status.UNDECODABLE, "internal_error"))
+        return failed | {"failures": [f"decoding a picture failed: {traceback.format_exc()}"]}, b""
 
 
 def _set_fields(outcome: Outcome) -> dict[str, Any]:
     return {name: value for name, value in vars(outcome).items() if value is not None}
-
-
-def _told(filters: Filters) -> dict[str, Any]:
-    failures = filters.failures()
-    return {"failures": failures} if failures else {}
 
 
 def _die_with(parent: int) -> None:

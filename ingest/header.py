@@ -63,7 +63,7 @@ def read_header(body: bytes, image_format: ImageFormat) -> Header:
     try:
         if image_format in _WALKS:
             _WALKS[image_format](body, header)
-    except (IndexError, struct.error):
+    except (IndexError, OverflowError, struct.error):
         raise CorruptHeader("ends early") from None
     return header
 
@@ -221,7 +221,7 @@ def _tag(block: bytes, wanted: int) -> int | None:
     try:
         for entries in _directories(block):
             return next((value for tag, _, value in entries if tag == wanted), None)
-    except (IndexError, struct.error, CorruptHeader):
+    except (IndexError, OverflowError, struct.error, CorruptHeader):
         pass
     return None
 

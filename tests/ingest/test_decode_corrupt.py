@@ -128,6 +128,11 @@ def test_a_ring_of_tiff_directories_is_walked_once():
     assert end(bytes(body)) == (Status.OK, None)
 
 
+def test_places_far_outside_of_the_file_are_corrupt_headers():
+    for head in (b"II*\0\xff\xff\xff\xff", b"MM\0+\0\x08\0\0" + b"\xff" * 8, b"II+\0\x08\0\0\0" + b"\xff" * 8):
+        assert end(head + bytes(100)) == (Status.UNDECODABLE, "corrupt_header")
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
 def test_large_profiles_and_metadata_are_refused(kind: str):
     profile, exif = bytes(range(256)) * 500, Image.Exif()
