@@ -6,8 +6,8 @@
 
 The table is made here: Parquet, URLs of about 50 and captions of about 70 characters; of a hundred rows one repeats an
 earlier row and three have the URL of an earlier row with a caption of their own. Then a second snapshot, without its
-first hundredth and with two hundredths more, grows what was built. Each step is a process of its own, so that the peak
-(`ru_maxrss`) is that step's alone, with Python and pyarrow in it.
+first hundredth and with two hundredths more, grows what was built. Each step is a process of its own and tells its own
+peak, Python and pyarrow included.
 """
 
 import argparse
@@ -154,14 +154,17 @@ def _child(arguments: list[str], watched: Path | None = None) -> Plain:
         if child.returncode:
             raise SystemExit(f"{' '.join(command)} ended with exit code {child.returncode}")
         output.seek(0)
-        # ru_maxrss is in KiB on Linux and in bytes on macOS.
-        unit = 1 if sys.platform == "darwin" else 1024
         said: Plain = json.loads(output.read())
         return said | {
-            "peak_rss_bytes": usage.ru_maxrss * unit,
             "scratch_peak_bytes": peak,
             "cpu_s": usage.ru_utime + usage.ru_stime,
         }
+
+
+def _peak_rss_bytes() -> int:
+    """Of this process. `ru_maxrss` would count what its parent had in memory as it was started."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(next(line for line in status.splitlines() if line.startswith("VmHWM:")).split()[1])
 
 
 def _bytes_in(folder: Path) -> int:
@@ -241,7 +244,8 @@ def main() -> None:
             write_source(Path(rest[0]), int(rest[1]), int(rest[2]))
             print("{}")
         else:
-            print(json.dumps({"partition": partition, "grow": grow}[step](Path(rest[0]), Path(rest[1]), int(rest[2]))))
+            said = {"partition": partition, "grow": grow}[step](Path(rest[0]), Path(rest[1]), int(rest[2]))
+            print(json.dumps(said | {"peak_rss_bytes": _peak_rss_bytes()}))
         return
     about = facts()
     with tempfile.TemporaryDirectory(prefix="unclip-pairs-", dir=arguments.scratch) as scratch:

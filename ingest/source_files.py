@@ -15,6 +15,13 @@ import fsspec
 from cluster.errors import UserError
 
 _HASH_CHUNK_BYTES = 1 << 20
+_PACKAGES = {
+    "s3": "'unclip-pipeline[s3]'",
+    "s3a": "'unclip-pipeline[s3]'",
+    "gs": "'unclip-pipeline[gcs]'",
+    "gcs": "'unclip-pipeline[gcs]'",
+    "hf": "huggingface_hub",
+}
 
 FileFacts = dict[str, dict[str, Any]]
 
@@ -67,8 +74,7 @@ def open_filesystem(uri: str, key: str) -> tuple[Any, str]:
         filesystem, path = fsspec.core.url_to_fs(os.path.expanduser(uri))
     except ImportError as error:
         protocol = uri.partition("://")[0]
-        package = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "hf": "huggingface_hub"}.get(protocol)
-        remedy = f"Install it: pip install {package}" if package else str(error)
+        remedy = f"Install it: pip install {_PACKAGES[protocol]}" if protocol in _PACKAGES else str(error)
         raise UserError(f"{key} {uri!r} needs a package that is not installed. {remedy}") from error
     except ValueError as error:
         raise UserError(f"{key} {uri!r} cannot be opened: {error}") from error

@@ -5,7 +5,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.artifact import Artifact, Request
@@ -51,6 +51,7 @@ few = st.tuples(st.none() | st.sampled_from([b"a", b"b", b"c"]), st.none() | st.
 tables = st.lists(few, min_size=1, max_size=30)
 
 
+@settings(max_examples=50)
 @given(tables, tables, st.integers(1, 9), st.booleans(), st.booleans())
 def test_two_snapshots_together_hold_every_pair_once(
     old: Pairs, new: Pairs, shard_rows: int, prune: bool, tiny_memory: bool

@@ -244,6 +244,7 @@ def test_a_build_that_was_killed_goes_on_to_the_same_bytes_and_leaves_no_scratch
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="a process reads its own peak from /proc")
 def test_memory_does_not_grow_with_the_table(tmp_path: Path):
     """Five times the rows, in processes of their own: their peaks differ by what runs and buffers take at most."""
     few, many = (measured(rows, 10_000, tmp_path / str(rows)) for rows in (300_000, 1_500_000))

@@ -118,7 +118,9 @@ def test_what_cannot_be_a_source_says_what_to_do(tmp_path: Path):
 
 def test_a_filesystem_whose_package_is_missing_names_it(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "gcsfs", None)
-    with pytest.raises(UserError, match=r"'gs://.*needs a package that is not installed\. .*pip install gcsfs"):
+    with pytest.raises(
+        UserError, match=r"'gs://.*needs a package that is not installed\. .*pip install 'unclip-pipeline\[gcs\]'"
+    ):
         open_source("gs://bucket/t.parquet")
 
 
