@@ -27,6 +27,7 @@ from embed.clip import load_encoder
 from embed.stored_rows import open_pictures, stored_rows
 from embed.view import training_rows
 from ingest.decode import decode
+from ingest.filters import Filters
 from pipeline.config import RunConfig
 from train.draws import Draws
 from train.family import family_of
@@ -123,10 +124,11 @@ def prepare_decode(config: RunConfig, run: str, stage: str, rank: int, processes
                 tar.seek(row.offset)
                 bodies.append(tar.read(row.length))
     mine = bodies[rank::processes]
+    filters = Filters(config.images.filters, {})
 
     def encode(some: list[bytes]) -> None:
         for body in some:
-            decode(body, config.images)
+            decode(body, config.images, filters)
 
     encode(mine[:WARM_PICTURES])
     return lambda: timed(lambda: encode(mine))
