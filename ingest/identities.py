@@ -60,9 +60,6 @@ class IdSet:
         ids = np.empty((0, 2), "<u8") if column is None else id_numbers(column)
         self._ids = ids[np.lexsort((ids[:, 1], ids[:, 0]))]
 
-    def __len__(self) -> int:
-        return len(self._ids)
-
     def contains(self, ids: Ids) -> "np.ndarray[Any, np.dtype[np.bool_]]":
         found = np.zeros(len(ids), bool)
         if not len(self._ids):

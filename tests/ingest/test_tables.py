@@ -69,6 +69,29 @@ def test_names_may_be_given_for_a_table_without_any(tmp_path: Path):
         SourceConfig(column_names=("n", "link"))
 
 
+def test_a_source_is_in_one_place():
+    with pytest.raises(ValidationError, match="pairs and folder are both set; a run has one source"):
+        SourceConfig(pairs="t.parquet", folder="pictures")
+    with pytest.raises(UserError, match=r"source\.pairs is not set"):
+        open_training_source(SourceConfig())
+
+
+def test_how_a_table_is_read_is_part_of_what_it_is():
+    """What shapes the rows is told, and a setting that is left alone changes nothing."""
+    plains = [
+        SourceConfig(**settings).table_format().plain()  # type: ignore[arg-type]
+        for settings in (
+            {},
+            {"caption_column": "text"},
+            {"column_names": ("url", "caption")},
+            {"quoted": False},
+            {"image_column": "png"},
+        )
+    ]
+    assert plains[0] == {"columns": ["url", "caption"]}
+    assert len({json.dumps(plain) for plain in plains}) == len(plains)
+
+
 def test_an_evaluation_set_has_the_sources_columns_unless_it_names_its_own(tmp_path: Path):
     source = SourceConfig(pairs="unread", preset="laion")
     as_source = parquet(tmp_path / "a.parquet", URL=pa.array(["http://a/1.jpg"]), TEXT=pa.array(["one"]))
