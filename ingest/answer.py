@@ -73,6 +73,10 @@ class Answer:
         self.pause: Callable[[], None]
         self.resume: Callable[[], None]
 
+    def begin(self) -> None:
+        """It was asked for. `pause` and `resume` are set."""
+        self._budget.begin(self)
+
     def header(self, name: bytes) -> str:
         return next((value.decode("latin-1") for known, value in self.headers if known == name), "")
 

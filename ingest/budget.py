@@ -1,62 +1,82 @@
 """How many bytes of bodies one worker holds: those that arrive and those that wait to be used.
 
-A body that has no room stops being read, which the network passes on to its server. The oldest of the arriving ones
-always goes on, so that bodies which wait for one another cannot stand still for ever.
+When they are too many, reading stops on every connection, which the network passes on to the servers. Where all the
+bytes belong to bodies that are still arriving, the oldest of these goes on, because nobody else can make room. So
+there is at most one read (of 256 KB) too much, and the rest of one body.
 """
 
 from collections.abc import Callable
 from typing import Protocol
 
-_RESUMED_FOR_BYTES = 1 << 18
+# Below this share of the limit there is room again: stopping and starting again costs a system call a connection.
+_ROOM_AGAIN = 0.75
 
 
 class Arriving(Protocol):
-    """A body on its way."""
+    """A body on its way; `charged` bytes of it are here."""
+
+    charged: int
 
     def pause(self) -> None: ...
     def resume(self) -> None: ...
 
 
 class ByteBudget:
-    """`on_room` is called when bytes were given back and there is room again."""
+    """`on_room` is called when there is room again."""
 
     def __init__(self, limit_bytes: int, on_room: Callable[[], None]) -> None:
         self._limit = limit_bytes
         self._on_room = on_room
         self._arriving: dict[Arriving, bool] = {}  # whether it is paused; oldest first
+        self._oldest: Arriving | None = None
+        self._held = 0  # of bodies that are whole, whose users will give them back
         self.used = 0
+        self.has_room = True
 
-    @property
-    def has_room(self) -> bool:
-        return self.used < self._limit
+    def begin(self, body: Arriving) -> None:
+        """It was asked for."""
+        self._arriving[body] = False
+        if not self.has_room:
+            self._pause(body)
 
     def take(self, body: Arriving, size: int) -> None:
         self.used += size
-        paused = self._arriving.setdefault(body, False)
-        if self.used > self._limit and not paused and next(iter(self._arriving)) is not body:
-            self._arriving[body] = True
-            body.pause()
+        if self.used > self._limit and self.has_room:
+            self.has_room = False
+            for other in list(self._arriving):
+                self._pause(other)
+            self._let_the_oldest_go_on()
 
     def arrived(self, body: Arriving) -> None:
         """No more of it will come. Its bytes stay taken."""
-        if self._arriving.pop(body, None) is not None and self.used > self._limit:
-            self._resume()
+        if self._arriving.pop(body, None) is not None:
+            self._held += body.charged
+            self._let_the_oldest_go_on()
 
     def give_back(self, size: int) -> None:
-        was_full = self.used >= self._limit
         self.used -= size
-        if was_full and self._arriving:
-            self._resume()
-        if was_full and self.has_room:
-            self._on_room()
+        self._held -= size
+        if self.has_room or self.used > _ROOM_AGAIN * self._limit:
+            self._let_the_oldest_go_on()
+            return
+        self.has_room, self._oldest = True, None
+        for body in list(self._arriving):
+            self._resume(body)
+        self._on_room()
 
-    def _resume(self) -> None:
-        """The oldest, and as many more as there is room for."""
-        room = self._limit - self.used
-        for place, (body, paused) in enumerate(list(self._arriving.items())):
-            if place and room <= 0:
-                break
-            if paused:
-                self._arriving[body] = False
-                body.resume()
-                room -= _RESUMED_FOR_BYTES
+    def _let_the_oldest_go_on(self) -> None:
+        if self.has_room or self._held or (self._oldest is not None and self._oldest in self._arriving):
+            return
+        self._oldest = next((body for body in self._arriving if body.charged), None)
+        if self._oldest is not None:
+            self._resume(self._oldest)
+
+    def _pause(self, body: Arriving) -> None:
+        if not self._arriving[body]:
+            self._arriving[body] = True
+            body.pause()
+
+    def _resume(self, body: Arriving) -> None:
+        if self._arriving[body]:
+            self._arriving[body] = False
+            body.resume()

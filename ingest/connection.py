@@ -16,6 +16,7 @@ from ingest.address import IPAddress
 from ingest.answer import KEPT_HEADERS, Answer, FetchFailed, Stale
 
 MAX_HEAD_BYTES = 65_536
+_FRAMING_BYTES = 4  # of a header line: colon, space, end of line
 # What an unwanted body may cost before its connection is given up rather than kept.
 _DISCARDED_BYTES = 65_536
 _DISCARDING_S = 0.5
@@ -67,6 +68,7 @@ class Connection(asyncio.Protocol):
             self._fail(Stale())
         else:
             self._transport.write(request)
+            answer.begin()
         return self._ended
 
     @property
@@ -125,7 +127,7 @@ class Connection(asyncio.Protocol):
     # The parser's callbacks.
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._header_bytes += len(name) + len(value)
+        self._header_bytes += len(name) + len(value) + _FRAMING_BYTES
         name = name.lower()
         if name in KEPT_HEADERS and self._answer is not None and not self._head_done:
             self._answer.headers.append((name, value))

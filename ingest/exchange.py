@@ -38,6 +38,7 @@ class Exchanges:
             answer = await self._ask(errand, host, request, caps)
             if not isinstance(answer.failure, Stale):
                 return answer
+            answer.drop()
             # Nothing reached the server: that was no attempt. Its other kept connections are no fresher.
             self._turns.close_idle(host)
 

@@ -51,7 +51,11 @@ class FetchConfig(Section):
         default="unclip/0.1 (image dataset builder; +https://pypi.org/project/unclip-pipeline/)",
         pattern=r"^[\x20-\x7e]+$",
     )
-    proxy: str | None = Field(default=None, description="http://HOST:PORT of a proxy that allows CONNECT")
+    proxy: str | None = Field(
+        default=None,
+        pattern=r"^http://(\[[0-9A-Fa-f:.]+\]|[^/@:\[\]\s]+):\d{1,5}/?$",
+        description="http://HOST:PORT of a proxy that allows CONNECT; it is told addresses, never names",
+    )
     deadline_s: float = Field(default=10.0, gt=0, description="for a URL, all attempts and redirects together")
     min_rate_after_s: float = Field(default=5.0, gt=0)
     min_bytes_per_s: float = Field(default=1000.0, ge=0, description="required of a body after min_rate_after_s")

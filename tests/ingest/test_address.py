@@ -58,6 +58,14 @@ def spellings(address: ipaddress.IPv4Address) -> list[str]:
         f"{a:#x}.{b:#x}.{c:#x}.{d:#x}", f"{a:#X}.{b}.{c}.{d}", f"[::ffff:{a}.{b}.{c}.{d}]", f"[::{a}.{b}.{c}.{d}]",
         f"[64:ff9b::{a}.{b}.{c}.{d}]", f"[2002:{a:02x}{b:02x}:{c:02x}{d:02x}::1]",
         "".join(chr(ord(x) + 0xFEE0) if x.isdigit() else x for x in f"{a}.{b}.{c}.{d}"),
+        f"{a:#x}.{(b << 16) + (c << 8) + d:#o}", f"{a:03d}.{b:03d}.{c:03d}.{d:03d}", f"0{a}.{b}.{c}.{d}",
+        f"{number:#018x}", f"{number + 2**32}", f"[::FFFF:{number >> 16:X}:{number & 0xFFFF:x}]",
+        f"[0:0:0:0:0:ffff:{number >> 16:x}:{number & 0xFFFF:04X}]", f"[::ffff:{a}.{b}.{c}.{d}%eth0]",
+        f"[2001:0:4136:e378:8000:63bf:{number >> 16 ^ 0xFFFF:x}:{number & 0xFFFF ^ 0xFFFF:x}]",
+        f"{a}.{b}.{c}.{d}..", f"{a}.{b}.{c}.{d}%00.example.com", f"{a}%2E{b}%2e{c}.{d}", f"{a}\uff0e{b}\uff61{c}.{d}",
+        "".join(chr(0x2460 + int(x) - 1) if x in "123456789" else x for x in f"{a}.{b}.{c}.{d}"),
+        "".join(chr(0x660 + int(x)) if x.isdigit() else x for x in f"{a}.{b}.{c}.{d}"),
+        "".join(chr(0x1D7CE + int(x)) if x.isdigit() else x for x in f"{a}.{b}.{c}.{d}"), f"{a}\u00ad.{b}.{c}.{d}",
         f"{a}\u3002{b}\u3002{c}\u3002{d}", f"%{ord(str(a)[0]):x}{str(a)[1:]}.{b}.{c}.{d}",
     ]  # fmt: skip
 

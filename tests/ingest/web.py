@@ -93,16 +93,18 @@ class Web:
     """Opens and closes hosts while a test runs. Its loop has a thread of its own."""
 
     def __init__(self) -> None:
-        self._loop = uvloop.new_event_loop()
+        self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._thread.start()
         self._servers: dict[int, asyncio.AbstractServer] = {}
+        self._hosts: list[Host] = []
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(10)
 
     def open(self, address: str, host: Host | None = None, *, port: int = 0, tls: ssl.SSLContext | None = None) -> Host:
         host = host or Host()
+        self._hosts.append(host)
 
         async def listen() -> asyncio.AbstractServer:
             return await self._loop.create_server(lambda: _Connection(host), address, port, ssl=tls)
@@ -128,6 +130,10 @@ class Web:
         async def end() -> None:
             for server in self._servers.values():
                 server.close()
+            for host in self._hosts:
+                for transport in list(host.transports):
+                    transport.abort()
+            await asyncio.sleep(0)
             tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
             for task in tasks:
                 task.cancel()
