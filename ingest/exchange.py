@@ -50,12 +50,12 @@ class Exchanges:
             if connection is not None and connection.address not in host.resolved.addresses:
                 connection.close()
                 connection = None
-            if connection is None:
-                connection = await self._opened(errand, host)
             if errand.left_s <= 0:
                 raise FetchFailed("deadline", may_pass=False)
+            if connection is None:
+                connection = await self._opened(errand, host)
             asked_at = monotonic()
-            await connection.ask(request, answer, errand.left_s)
+            await connection.ask(request, answer, max(0.0, errand.left_s))
             errand.left_s = connection.deadline_at - monotonic()
             self._heed(host, answer)
             if connection.first_byte_at:

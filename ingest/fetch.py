@@ -36,13 +36,13 @@ from ingest.outcome import Status
 from ingest.resolver import LookUp, Resolver, Unresolvable, system_look_up
 from ingest.robots import MAX_BYTES, Robots
 from ingest.shares import Shares
-from ingest.turns import Turns
+from ingest.turns import MOST_IDLE, Turns
 
 log = logging.getLogger(__name__)
 
 MAX_REDIRECTS = 5
 _PROBE_S = 5.0
-_SPARE_FILES = 512
+_SPARE_FILES = MOST_IDLE + 256
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,6 @@ class Fetcher:
     ) -> None:
         self._config = config
         limits = limits_settings(config.connections_per_host, config.requests_per_s_per_host, config.deadline_s)
-        self._lease_s: float = limits["lease_s"]
         self._ask = ask or local_ask(HostLimits(**limits))
         self._look_up = look_up
         self._tls = trust or ssl.create_default_context()
@@ -107,6 +106,7 @@ class Fetcher:
         self._caps = Caps(config.max_bytes, config.max_decompressed_bytes, config.respect_robots_tag)
         self._robots_caps = Caps(MAX_BYTES, MAX_BYTES, respect_robots_tag=False, cut=True)
         self._stopped: Exception | None = None
+        self._active = 0  # attempts under way, those whose failure is in doubt too
 
     async def __aenter__(self) -> Self:
         config = self._config
@@ -128,7 +128,6 @@ class Fetcher:
             self._ask,
             uuid.uuid4().hex,
             most_connections=config.connections_per_host,
-            lease_s=self._lease_s,
             deadline_s=config.deadline_s,
             state=self.state,
             granted=self._granted,
@@ -138,7 +137,7 @@ class Fetcher:
         self._outage = Outage(
             patience_s=config.outage_patience_s,
             probe=self._probe,
-            nothing_in_flight=lambda: not self._turns.in_flight and not self._turns.waiting,
+            active=lambda: self._active,
             paused=self._turns.pause,
             resumed=self._resumed,
             broken=self._stop,
@@ -209,6 +208,7 @@ class Fetcher:
         while True:
             errand.attempts += 1
             left_s = errand.left_s
+            self._active += 1
             try:
                 return await self._follow(errand, target, caps, robots)
             except NotCharged:
@@ -223,6 +223,8 @@ class Fetcher:
                 pause_s = self._config.backoff_s * 2 ** (errand.attempts - 1) * (0.5 + random.random())  # noqa: S311
                 if pause_s >= errand.left_s:
                     raise
+            finally:
+                self._active -= 1
             errand.left_s -= pause_s
             await asyncio.sleep(pause_s)
 
@@ -241,7 +243,7 @@ class Fetcher:
             if host.resolved is None or host.resolved.until < monotonic():
                 await self._resolve(errand, host)
             if robots:
-                await self._robots.check(host.key, url)
+                await self._robots_allow(host, url)
             answer = await self._exchanges.get(errand, host, url, caps)
             if answer.status:
                 self._outage.answered(host)
@@ -254,11 +256,20 @@ class Fetcher:
             raise
         return answer
 
+    async def _robots_allow(self, host: Host, url: URL) -> None:
+        """Raises `Refused` and `FetchFailed` as the rules say. Asking for them is an errand of its own."""
+        self._active -= 1
+        try:
+            await self._robots.check(host.key, url)
+        finally:
+            self._active += 1
+
     async def _resolve(self, errand: Errand, host: Host) -> None:
         asked_at = monotonic()
         try:
             host.resolved = resolved = await self._resolver.resolve(host.name, host.port)
         except Unresolvable as error:
+            errand.left_s -= min(error.seconds, monotonic() - asked_at)
             raise FetchFailed("dns", may_pass=error.may_pass, network=error.may_pass) from None
         errand.left_s -= min(resolved.seconds, monotonic() - asked_at)
         inside = all(self._policy.allows(address, host.port) for address in resolved.addresses)

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 Demand = tuple[int, int, int, int, float, str]
-Reply = tuple[int, int, float, float, float, str]
+Reply = tuple[int, int, float, float, float, str, float]
 Ask = Callable[..., "Future[Any]"]
 
 _TURN_S = 1.0
@@ -54,7 +54,7 @@ class HostLimits:
         *,
         connections_per_host: int,
         requests_per_s_per_host: float,
-        lease_s: float,
+        lease_s: float = 30.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._connections = connections_per_host
@@ -68,12 +68,13 @@ class HostLimits:
 
     def exchange(self, worker: str, demand: dict[str, Demand], state: dict[str, Any]) -> dict[str, Reply]:
         """By host: (cap, open, wanted, requests, rest_s, rest_reason) → (cap, requests, start_in_s, spacing_s, rest_s,
-        rest_reason).
+        rest_reason, lease_s).
 
         cap       connections that the worker may have, as of the last reply that reached it
         open      connections that it has; wanted: that it could use
         requests  that wait to be sent; of the reply: how many may go, from when, how far apart
         rest_s    how long the host asked to be left alone
+        lease_s   how long the reply holds, from when it was asked for
         """
         with self._lock:
             now = self._clock()
@@ -114,7 +115,7 @@ class HostLimits:
             del host.shares[worker]
             if not host.shares and max(host.next_at, host.resting_until) <= now:
                 del self._hosts[name]
-            return (0, 0, 0.0, 0.0, max(0.0, host.resting_until - now), host.rest_reason)
+            return (0, 0, 0.0, 0.0, max(0.0, host.resting_until - now), host.rest_reason, self._lease_s)
         if target and not share.target:
             share.served = now
         share.target = target
@@ -127,6 +128,7 @@ class HostLimits:
             1 / self._rate,
             max(0.0, host.resting_until - now),
             host.rest_reason,
+            self._lease_s,
         )
 
     def _target(self, host: _Host, share: _Share, now: float) -> int:

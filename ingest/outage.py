@@ -29,14 +29,14 @@ Probe = Callable[[Host], Awaitable[bool]]
 
 
 class Outage:
-    """`probe(host)` says whether a host can be connected to, `nothing_in_flight()` that no answer can come any more."""
+    """`probe(host)` says whether a host can be connected to, `active()` how many attempts have not ended."""
 
     def __init__(
         self,
         *,
         patience_s: float,
         probe: Probe,
-        nothing_in_flight: Callable[[], bool],
+        active: Callable[[], int],
         paused: Callable[[], None],
         resumed: Callable[[list[Host]], None],
         broken: Callable[[Exception], None],
@@ -44,7 +44,7 @@ class Outage:
         self._loop = asyncio.get_running_loop()
         self._patience_s = patience_s
         self._probe = probe
-        self._nothing_in_flight = nothing_in_flight
+        self._active = active
         self._paused = paused
         self._resumed = resumed
         self._broken = broken
@@ -93,7 +93,7 @@ class Outage:
         if self._judging is not None or not self._in_doubt:
             return
         now = monotonic()
-        if self._nothing_in_flight():
+        if self._active() <= len(self._in_doubt):
             self._resolve(list(self._in_doubt), theirs=True)
             return
         self._resolve([doubt for doubt, at in self._in_doubt.items() if at <= now], theirs=True)

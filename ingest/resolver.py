@@ -27,8 +27,9 @@ _REMEMBERED_NAMES = 50_000
 class Unresolvable(Exception):
     """No address for this name. `may_pass`: the name server did not answer, rather than say that there is none."""
 
-    def __init__(self, name: str, *, may_pass: bool) -> None:
+    def __init__(self, name: str, *, may_pass: bool, seconds: float) -> None:
         super().__init__(name)
+        self.seconds = seconds
         self.may_pass = may_pass
 
 
@@ -68,7 +69,7 @@ class Resolver:
             known = self._known.get(name)
             found = known if known is not None and time.monotonic() < known.until else await self.asked(name)
         if not found.addresses:
-            raise Unresolvable(name, may_pass=found.may_pass)
+            raise Unresolvable(name, may_pass=found.may_pass, seconds=found.seconds)
         for address in found.addresses:
             self._policy.check_address(address, port)
         return found

@@ -34,7 +34,6 @@ class Shares:
         worker: str,
         *,
         most_connections: int,
-        lease_s: float,
         deadline_s: float,
         state: Callable[[], dict[str, Any]],
         granted: Callable[[Host], None],
@@ -45,8 +44,9 @@ class Shares:
         self._ask = ask
         self._worker = worker
         self._most_connections = most_connections
-        self._lease_s = lease_s
         self._deadline_s = deadline_s
+        self._margin_s = 0.0
+        self._renew_s = 1.0
         self._state = state
         self._granted = granted
         self._rests = rests
@@ -64,7 +64,7 @@ class Shares:
         has_connection = bool(host.idle) or host.open < grant.connections
         # A request ends within the deadline: none begins that could outlive the lease of its connection.
         next_place = grant.next_place(now)
-        if not has_connection or grant.until - self._deadline_s <= now or next_place == inf:
+        if not has_connection or grant.until - self._margin_s <= now or next_place == inf:
             if host not in self._again and (self._asked is None or host not in self._asked):
                 self.exchange_soon(host)
             return inf
@@ -78,9 +78,7 @@ class Shares:
         """About once a second: leases are renewed, what is not needed is given back, and our state is told."""
         now = monotonic()
         for host in list(self._held):
-            if not host.busy or host.grant.until - now < self._lease_s - max(
-                1.0, (self._lease_s - self._deadline_s) / 3
-            ):
+            if not host.busy or host.grant.until - now < self._renew_s:
                 self._dirty[host] = None
         self._schedule()
 
@@ -142,9 +140,10 @@ class Shares:
             self._schedule()
 
     def _apply(self, host: Host, demand: Demand, reply: Reply, started: float) -> None:
-        connections, requests, start_in_s, spacing_s, rest_s, rest_reason = reply
+        connections, requests, start_in_s, spacing_s, rest_s, rest_reason, lease_s = reply
+        self._margin_s, self._renew_s = min(self._deadline_s, lease_s / 2), lease_s * 0.75
         grant = host.grant
-        grant.connections, grant.until = connections, started + self._lease_s
+        grant.connections, grant.until = connections, started + lease_s
         if requests:
             grant.spacing_s = spacing_s
             grant.places.append((monotonic() + start_in_s, requests))

@@ -18,7 +18,7 @@ from ingest.host import Errand, Host, HostGone, Waiter
 
 HOST_DOWN = "host_down"
 _IDLE_S = 4.0
-_MOST_IDLE = 1024
+MOST_IDLE = 2048
 # A host may have this many times as many requests in flight as there are free slots.
 _SHARE_OF_FREE = 3
 
@@ -90,7 +90,7 @@ class Turns:
             host.idle.append(connection)
             self._idle[connection] = (host, now)
             connection.on_lost = self._lost
-            if len(self._idle) > _MOST_IDLE:
+            if len(self._idle) > MOST_IDLE:
                 self._close_idle(next(iter(self._idle)))
         else:
             if connection is not None:

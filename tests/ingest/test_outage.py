@@ -102,7 +102,7 @@ def test_a_name_server_that_does_not_answer_is_an_outage_until_it_does():
                 return await asyncio.gather(*rows)
 
         ended = uvloop.run(run())
-    assert [one.body for one in ended] == [BODY] * HOSTS
+    assert [(one.body, one.attempts) for one in ended] == [(BODY, 1)] * HOSTS
 
 
 def test_an_outage_that_outlasts_patience_stops_the_work_and_says_what_to_do():
