@@ -63,6 +63,8 @@ class Shares:
         grant = host.grant
         has_connection = bool(host.idle) or host.open < grant.connections
         # A request ends within the deadline: none begins that could outlive the lease of its connection.
+        if not has_connection and host.open >= self._most_connections and grant.until - self._margin_s > now:
+            return inf  # there are no more to be had: the end of a turn wakes the host
         next_place = grant.next_place(now)
         if not has_connection or grant.until - self._margin_s <= now or next_place == inf:
             if host not in self._again and (self._asked is None or host not in self._asked):

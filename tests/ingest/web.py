@@ -130,10 +130,11 @@ class Web:
         async def end() -> None:
             for server in self._servers.values():
                 server.close()
+            await asyncio.sleep(0.02)  # what was accepted by now becomes a connection
             for host in self._hosts:
                 for transport in list(host.transports):
                     transport.abort()
-            await asyncio.sleep(0)
+            await asyncio.sleep(0.02)
             tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
             for task in tasks:
                 task.cancel()
