@@ -27,7 +27,7 @@ SECTIONS = {
     f"Answers that come {DELAY_MS} ms late": ("latency.",),
     f"{DEAD_SHARE:.0%} of the rows on dead hosts": ("dead.",),
 }
-LIBRARIES = ("httptools", "uvloop", "httpx", "aiohttp", "opencv-python-headless", "albumentations")
+LIBRARIES = ("httptools", "uvloop", "simplejpeg", "opencv-python-headless")
 
 
 def facts_of(scale: Scale, peer: str | None, load: float, took_s: float) -> dict[str, str]:

@@ -35,8 +35,11 @@ class PeerRun:
 
 
 def peer_version(python: str) -> str:
-    """Raises `PeerMissing`."""
-    code = "import importlib.metadata as m; print(m.version('img2dataset'))"
+    """Its version and those of what it decodes with. Raises `PeerMissing`."""
+    code = (
+        "from importlib.metadata import version as v; print(v('img2dataset'), "
+        "*(f'{n} {v(n)}' for n in ('opencv-python-headless', 'albumentations', 'numpy')), sep=', ')"
+    )
     found = subprocess.run([python, "-c", code], capture_output=True, text=True, check=False)
     command = Path(python).with_name("img2dataset")
     if found.returncode or not command.exists():
