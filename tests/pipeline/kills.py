@@ -254,6 +254,7 @@ class Runs:
                 self.record.rows_differing += ended_differently(f"{run.name}/{name}", whole[name], killed[name])
         self.record.files += len(names)
         self.record.bytes += sum(len(data) for data in killed.values())
+        print(f"{run.name}: {len(self.record.kills)} kills so far, {len(differing)} files differ", file=sys.stderr)
 
 
 def disturb(folder: Path, kills: int, seed: int) -> Record:
