@@ -154,6 +154,8 @@ class Runs:
                 process.wait()
                 if process.returncode == -signal.SIGKILL:
                     self.record.kills.append(Kill(waiting.pop(0), state, self.record.runs))
+                if receipts_of(run) == SHARDS:  # the next kill would find it as this one did
+                    break
             self._finish(run, self._start(run))
             self._compare(run)
 
