@@ -120,14 +120,19 @@ class ShardPool:
         return set(done)
 
     def _hand_out(self) -> None:
-        """A task in quarantine goes to an actor that has nothing else; the others to whoever has least to do."""
+        """A task in quarantine goes to an actor that has nothing else; the others to whoever has least to do.
+
+        Nobody takes more than its share of what is left: the first that is ready would else take all of a short run.
+        """
         for slot in sorted((slot for slot in self._slots if slot.ready), key=lambda slot: len(slot.tasks)):
             if self._quarantine and not slot.tasks:
                 self._give(slot, self._quarantine.popleft())
                 slot.alone = True
-        for _ in range(self._in_flight):
+        left = len(self._waiting) + sum(len(slot.tasks) for slot in self._slots)
+        most = min(self._in_flight, -(-left // max(1, len(self._slots))))
+        for _ in range(most):
             for slot in self._slots:
-                if self._waiting and slot.ready and not slot.alone and len(slot.tasks) < self._in_flight:
+                if self._waiting and slot.ready and not slot.alone and len(slot.tasks) < most:
                     self._give(slot, self._waiting.popleft())
 
     def _give(self, slot: _Slot, task: Plain) -> None:

@@ -57,7 +57,7 @@ class EmbeddingsWorker:
             write_table(attempt.path(f"{shard:08d}.parquet"), table, compression="none")
             seconds = time.perf_counter() - started
             stats = {"seconds": seconds, "device": str(self._encoder.device), "images_per_s": len(rows) / seconds}
-            attempt.commit(rows=len(rows), counts=counts, stats=stats)
+            attempt.commit(rows=len(rows), counts=counts, stats=stats, made_from=task["made_from"])
         return {"shard": shard, "rows": len(rows), "counts": counts, "seconds": seconds}
 
 

@@ -27,7 +27,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from ingest.fetch import Fetched
 from ingest.fetch_config import FetchConfig
-from ingest.ledger import Status
+from ingest.outcome import Status
 from ingest.picture_column import PictureColumn
 from ingest.tar import BLOCK_BYTES
 from ingest.tar_members import parse_header

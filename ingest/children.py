@@ -62,7 +62,10 @@ class Children:
         try:
             for _ in range(self._config.decode_processes):
                 self._children.append(self._started())
-            await asyncio.gather(*(child.ready for child in self._children))
+            while starting := [child.ready for child in self._children if not child.was_ready]:
+                await asyncio.wait(starting)
+                if self._over is not None:
+                    raise self._over
         except BaseException:
             await self.__aexit__()
             raise

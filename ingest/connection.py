@@ -100,7 +100,7 @@ class Connection(asyncio.Protocol):
             self._head_bytes += len(data)
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserError:
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             if self._answer is answer:
                 self._fail(FetchFailed("bad_response", may_pass=False))
             self.close()

@@ -13,12 +13,13 @@ from PIL import Image
 from ingest.decode_config import DecodeConfig
 from ingest.filters import Filters
 from ingest.header import CorruptData, CorruptHeader, Header, read_header, sniffed
-from ingest.outcome import Decoded as Decoded
-from ingest.outcome import Outcome, Status
+from ingest.outcome import Decoded, Outcome, Status
 from ingest.perceptual import THUMBNAIL
 from ingest.pixels import PixelRange, UnsupportedCompression, jpeg_rows, opened, pillow_rows
 from ingest.resize import Pixels, Plan, padded, plan, upright
 
+# A BMP of width -1 says 4294967295. What the ledger's columns hold is more than any format's honest side.
+_MAX_SIDE = 2**31 - 1
 _SWAPS_SIDES = frozenset({5, 6, 7, 8})
 # Pillow's WEBP decoder keeps four copies of the picture, and says no more than that it failed when one does not fit.
 _WEBP_BYTES_PER_PIXEL = 16
@@ -97,6 +98,8 @@ def _opened(body: bytes, header: Header) -> Image.Image:
 
 
 def _upright_size(size: tuple[int, int], header: Header) -> tuple[int, int]:
+    if max(size) > _MAX_SIDE:
+        raise _Rejected(Status.UNDECODABLE, "corrupt_header")
     return (size[1], size[0]) if header.orientation in _SWAPS_SIDES else size
 
 

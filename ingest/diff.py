@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cluster.artifact import Artifact, ShardEntry
-from ingest.ledger import Status
+from ingest.outcome import Status
 from ingest.spill import Spill
 
 Plain = dict[str, Any]

@@ -4,14 +4,11 @@ Its words (`Status`, and what a `reason` may be) are in `ingest.outcome`.
 """
 
 from collections import Counter
-from dataclasses import asdict
 from enum import StrEnum
-from typing import Any
 
 import pyarrow as pa
 
-from ingest.outcome import Outcome as Outcome
-from ingest.outcome import Status as Status
+from ingest.outcome import Outcome
 
 PAIR_COLUMNS = (
     pa.field("source_file", pa.string(), nullable=False),
@@ -64,19 +61,15 @@ def row_key(shard: int, row: int, shard_rows: int) -> str:
     return f"{shard:05d}{row:0{max(4, len(str(shard_rows - 1)))}d}"
 
 
-def ledger_table(pairs: pa.Table, keys: list[str], outcomes: list[Outcome | None]) -> pa.Table:
-    """The shard's ledger, in the order of `pairs`. Every row must have ended: rows in are rows out."""
-    unfinished = [row for row, outcome in enumerate(outcomes) if outcome is None]
-    assert not unfinished, f"rows {unfinished[:8]} of the shard ended in no state"
+def ledger_table(pairs: pa.Table, keys: list[str], outcomes: list[Outcome]) -> pa.Table:
+    """The shard's ledger, in the order of `pairs`: rows in are rows out."""
     assert pairs.num_rows == len(keys) == len(outcomes), "the ledger has as many rows as the pairs shard"
-    ended: list[dict[str, Any]] = [asdict(outcome) for outcome in outcomes if outcome is not None]
-    columns: dict[str, Any] = {name: [row[name] for row in ended] for name in ended[0]} if ended else {}
     arrays = []
     for column in LEDGER_SCHEMA:
         if column.name in pairs.column_names:
             arrays.append(pairs[column.name].combine_chunks().cast(column.type))
         else:
-            values = keys if column.name == "key" else columns.get(column.name, [])
+            values = keys if column.name == "key" else [getattr(outcome, column.name) for outcome in outcomes]
             arrays.append(pa.array(values, column.type))
     return pa.Table.from_arrays(arrays, schema=LEDGER_SCHEMA)
 

@@ -27,7 +27,8 @@ from cluster.errors import WorkFailed
 from cluster.parquet import write_table
 from cluster.storage import Folder
 from cluster.workshop import Attempt
-from ingest.ledger import LEDGER_SCHEMA, PAIR_COLUMNS, Mark, Status
+from ingest.ledger import LEDGER_SCHEMA, PAIR_COLUMNS, Mark
+from ingest.outcome import Status
 from ingest.tar import DeterministicTar
 
 TOMBSTONES_FILE = "removed.parquet"

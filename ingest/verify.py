@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import pyarrow.parquet as pq
 
 from cluster.artifact import Artifact, ShardEntry
-from ingest.ledger import LEDGER_SCHEMA, Status
+from ingest.ledger import LEDGER_SCHEMA
+from ingest.outcome import Status
 
 STATUSES = frozenset(Status)
 

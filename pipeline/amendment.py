@@ -23,7 +23,8 @@ from cluster.canonical import canonical_json, digest
 from cluster.environment import environment
 from cluster.storage import Folder
 from cluster.workshop import Workshop, begin
-from ingest.ledger import Mark, Status
+from ingest.ledger import Mark
+from ingest.outcome import Status
 from ingest.removal import ShardFiles, Tombstones, is_made_of, write_images_without, write_pairs_without
 from pipeline.held import HELD_FILE, read_held
 

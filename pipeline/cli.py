@@ -43,6 +43,17 @@ def run(
             help="Build this stage again beside what is there, swap, and let what follows from it follow.",
         ),
     ] = None,
+    retry: Annotated[
+        str | None,
+        typer.Option(metavar="STATUS,…", help="Go back to the rows that ended so: --retry fetch_failed,undecodable"),
+    ] = None,
+    accept: Annotated[
+        list[str], typer.Option(metavar="SHARD,…", help="Publish these held shards of images as they are.")
+    ] = [],  # noqa: B006
+    grow: Annotated[bool, typer.Option("--grow", help="Append what is new in the source as it is now.")] = False,
+    prune: Annotated[
+        bool, typer.Option("--prune", help="With --grow: remove the pairs that the source does not have any more.")
+    ] = False,
     allow_mixed: Annotated[
         bool, typer.Option("--allow-mixed", help="Continue an unfinished stage under other library versions.")
     ] = False,
@@ -50,11 +61,12 @@ def run(
     """Do what is missing, from pairs to pictures. Safe to repeat, safe to kill."""
     from cluster.storage import Folder
     from pipeline.config import load_recipe, recipe_title
-    from pipeline.drive import drive
+    from pipeline.drive import drive, wishes_of
 
     config = load_recipe(recipe, set_)
     folder = Folder(out or f"runs/{recipe_title(recipe)}")
-    drive(config, folder, until=until, rebuild=rebuild, allow_mixed=allow_mixed)
+    wishes = wishes_of(rebuild=rebuild, retry=retry, accept=accept, grow=grow, prune=prune, allow_mixed=allow_mixed)
+    drive(config, folder, wishes, until=until)
 
 
 @app.command()

@@ -1,11 +1,18 @@
 """The stages that make data: pairs, images, embeddings, dedup, view, pca."""
 
 from collections import Counter
+from dataclasses import dataclass
 from typing import Any
 
-from cluster.artifact import Artifact
+from cluster.artifact import Artifact, ShardEntry
+from cluster.canonical import digest
+from ingest.filters_identity import filters_identity
+from ingest.growth import grow_pairs
+from ingest.limits import limits_settings
 from ingest.partition import build_pairs as partition
+from ingest.removal import removed_pairs
 from pipeline.config import RunConfig
+from pipeline.held import HeldShards
 from pipeline.sources import RunSources
 from pipeline.stage import Build
 
@@ -13,57 +20,80 @@ Plain = dict[str, Any]
 
 
 def pairs_settings(sources: RunSources, name: str, config: RunConfig) -> Plain:
-    source = config.source
     return {
-        "source": sources.identity(name),
-        "columns": [source.url_column, source.caption_column],
+        "snapshots": sources.snapshots(name),
+        "table": sources.table_format(name).plain(),
         "shard_rows": config.images.shard_rows,
     }
 
 
 def build_pairs(sources: RunSources, build: Build) -> int:
-    progress = build.progress
+    """Partition the source, or append what a new snapshot of it brings to the pairs that are there."""
+    removed = removed_pairs(build.folder)
+    shard_rows = build.config.images.shard_rows
+    source = sources.open(build.name)
 
     def report(done: Plain) -> None:
-        progress.report({"done": done["rows"], "total": done["rows"], "unit": "rows"})
+        build.progress.report({"done": done["rows"], "total": done["rows"], "unit": "rows"})
 
-    totals = partition(
-        sources.open(build.name), build.workshop, shard_rows=build.config.images.shard_rows, report=report
+    if build.published is None or not sources.grown(build.name):
+        return partition(source, build.workshop, shard_rows=shard_rows, removed=removed, report=report)["shards"]
+    growth = grow_pairs(
+        build.published,
+        source,
+        build.workshop,
+        shard_rows=shard_rows,
+        removed=removed,
+        prune=build.wishes.prune,
+        report=report,
     )
-    return totals["shards"]
+    build.inherited.update(growth.inherited)
+    build.progress.note = growth.summary()
+    return growth.shards
 
 
 def images_settings(sources: RunSources, pairs_name: str, config: RunConfig) -> Plain:
-    """A folder's pairs name files, not bytes: what the files are must be said here."""
-    settings = config.images.content_settings()
-    if sources.picture_folder(pairs_name) is not None:
-        settings["folder"] = sources.identity(pairs_name)
+    """Pairs of pictures that are there already name files, not bytes: what the files are must be said here."""
+    settings = config.images.content_settings() | {"filters": filters_identity(config.images.filters)}
+    if sources.pictures(pairs_name) is not None:
+        settings["pictures"] = sources.identity(pairs_name)
     return settings
 
 
 def build_images(sources: RunSources, build: Build) -> int:
     pairs_name = build.name.removesuffix("images") + "pairs"
-    tasks_input = {"pairs": build.inputs[pairs_name].uri, "folder": sources.picture_folder(pairs_name)}
+    pairs, config = build.inputs[pairs_name], build.config.images
+    retry = build.amends.get("retry", [])
+    held = HeldShards(build.workshop, build.wishes.accept.get(build.name, frozenset()))
+    held.redo()
+    limits = limits_settings(config.connections_per_host, config.requests_per_s_per_host, config.deadline_s)
     with sources.serving():
-        return _over_shards(
+        shards = _over_shards(
             build,
-            "ingest.images:ImagesWorker",
-            build.config.images.model_dump(mode="json"),
-            build.inputs[pairs_name],
-            tasks_input,
+            ShardWork(
+                "ingest.images:ImagesWorker",
+                {"config": config.model_dump(mode="json"), "pictures": sources.pictures(pairs_name)},
+                {"pairs": pairs.uri, "retry": None if build.published is None else retry},
+                in_flight=config.shards_in_flight,
+                shared=("ingest.limits:HostLimits", limits),
+                goes_back_to=tuple(retry),
+            ),
+            pairs,
         )
+    held.judge(config.hold, shards, build.inherited)
+    return shards
 
 
 def build_embeddings(build: Build) -> int:
     images_name = build.name.removesuffix("embeddings") + "images"
-    images = build.inputs[images_name]
-    return _over_shards(
-        build,
+    images, clip = build.inputs[images_name], build.inputs["clip"]
+    work = ShardWork(
         "embed.encode:EmbeddingsWorker",
-        {"clip": build.inputs["clip"].uri, "config": build.config.embeddings.model_dump(mode="json")},
-        images,
+        {"clip": clip.uri, "config": build.config.embeddings.model_dump(mode="json")},
         {"images": images.uri},
+        also_from=(clip.content_digest,),
     )
+    return _over_shards(build, work, images)
 
 
 def build_dedup(build: Build) -> int:
@@ -91,14 +121,43 @@ def build_pca(build: Build) -> int:
     return _call(build, "embed.pca:member", payload, build.config.pca.model_dump(mode="json"))
 
 
-def _over_shards(build: Build, worker: str, kwargs: Plain, source: Artifact, inputs: Plain) -> int:
-    """Map a worker over the shards of `source` that have no receipt yet."""
+@dataclass(frozen=True)
+class ShardWork:
+    """A worker to map over shards. What a shard is made from: the source's shard, and `also_from` (content digests).
+
+    `goes_back_to` are outcomes: a published shard with rows that ended so is not taken over.
+    """
+
+    worker: str
+    kwargs: Plain
+    task: Plain
+    in_flight: int = 1
+    shared: tuple[str, Plain] | None = None
+    also_from: tuple[str, ...] = ()
+    goes_back_to: tuple[str, ...] = ()
+
+    def made_from(self, entry: ShardEntry) -> str:
+        return digest([entry.sha256, *self.also_from])
+
+    def stands(self, published: ShardEntry, made_from: str) -> bool:
+        return published.made_from == made_from and not any(published.counts.get(name) for name in self.goes_back_to)
+
+
+def _over_shards(build: Build, work: ShardWork, source: Artifact) -> int:
+    """Map a worker over the shards of `source` that have no receipt yet and cannot be taken over from what stands."""
     build.workshop.recover()
     committed = build.workshop.committed()
-    waiting = [entry for entry in source.shards if entry.shard not in committed]
+    made_from = {entry.shard: work.made_from(entry) for entry in source.shards}
+    for entry in build.published.shards if build.published is not None else ():
+        if entry.shard in made_from and work.stands(entry, made_from[entry.shard]):
+            build.inherited[entry.shard] = entry
+    waiting = [entry for entry in source.shards if entry.shard not in committed and entry.shard not in build.inherited]
     build.progress.begin(source.rows, "rows", done=source.rows - sum(entry.rows for entry in waiting))
     out = build.workshop.plain()
-    tasks = [{"shard": entry.shard, "rows": entry.rows, "out": out} | inputs for entry in waiting]
+    tasks = [
+        {"shard": entry.shard, "rows": entry.rows, "out": out, "made_from": made_from[entry.shard]} | work.task
+        for entry in waiting
+    ]
     totals: Counter[str] = Counter()
     done = source.shard_count - len(waiting)
 
@@ -109,7 +168,18 @@ def _over_shards(build: Build, worker: str, kwargs: Plain, source: Artifact, inp
         apart = "".join(f", {number:,} {outcome}" for outcome, number in totals.items() if outcome != "ok" and number)
         build.progress.advance(task["rows"], f"{done}/{source.shard_count} shards{apart}")
 
-    build.session.map_shards(worker, kwargs, tasks, on_result=count)
+    def tell(report: Plain) -> None:
+        build.progress.warn(str(report.get("outage") or ""))
+
+    build.session.map_shards(
+        work.worker,
+        work.kwargs,
+        tasks,
+        shared=work.shared,
+        in_flight=work.in_flight,
+        on_result=count,
+        on_shared=tell,
+    )
     return source.shard_count
 
 

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from cluster.artifact import Artifact, Manifest, read_manifest
 from cluster.storage import Folder
 from embed.split import TRAIN, is_validation
-from ingest.ledger import Status
+from ingest.outcome import Status
 from ingest.removal import Tombstones
 from pipeline.amendment import read_columns
 

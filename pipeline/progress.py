@@ -32,10 +32,12 @@ class StageProgress:
     total: float = 0.0
     unit: str = ""
     note: str = ""
+    warning: str = ""
     seconds: float = 0.0
     _started: float = field(default=0.0, repr=False)
     _rate_from: tuple[float, float] | None = field(default=None, repr=False)
     _moved: "Callable[[StageProgress], None]" = field(default=lambda stage: None, repr=False)
+    _warned: "Callable[[StageProgress], None]" = field(default=lambda stage: None, repr=False)
 
     def begin(self, total: float, unit: str, *, done: float = 0.0) -> None:
         """Say how much there is to do, and how much an earlier run has done."""
@@ -46,6 +48,12 @@ class StageProgress:
         self.done += done
         self.note = note or self.note
         self._moved(self)
+
+    def warn(self, warning: str) -> None:
+        """Say what holds the stage up; an empty word takes it back."""
+        if warning != self.warning:
+            self.warning = warning
+            self._warned(self)
 
     def report(self, report: dict[str, Any]) -> None:
         """Take a gang's report: `step` of `steps` with its `loss`, or `done` of `total` `unit`."""
@@ -84,6 +92,7 @@ class StageProgress:
             "total": self.total,
             "unit": self.unit,
             "note": self.note,
+            "warning": self.warning,
             "seconds": round(self.elapsed, 3),
             "rate": round(self.rate, 3),
             "left_s": None if self.left_s is None else round(self.left_s, 1),
@@ -98,7 +107,7 @@ class Display:
     """The live table of a run's stages. Use as a context manager; writes to stderr."""
 
     def __init__(self, stages: list[str], folder: Folder, console: Console | None = None) -> None:
-        self.stages = {name: StageProgress(name, _moved=self._tick) for name in stages}
+        self.stages = {name: StageProgress(name, _moved=self._tick, _warned=self._warn) for name in stages}
         self._folder = folder
         self._console = console or Console(stderr=True)
         self._live = Live(get_renderable=self._table, console=self._console, refresh_per_second=4, transient=False)
@@ -143,6 +152,10 @@ class Display:
             left = "" if stage.left_s is None else f", {_duration(stage.left_s)} left"
             self._say(f"{stage.name} {_amount(stage)} {stage.note}{left}")
 
+    def _warn(self, stage: StageProgress) -> None:
+        self._write()
+        self._say(f"{stage.name}: {stage.warning or 'goes on'}")
+
     def _say(self, line: str) -> None:
         self._said = time.monotonic()
         if not self._interactive:
@@ -186,7 +199,7 @@ class Display:
                 else "",
                 _duration(stage.elapsed) if busy else "",
                 _duration(stage.left_s) if stage.left_s is not None else "",
-                Text(stage.note, style="dim"),
+                Text(stage.warning, style="yellow") if stage.warning else Text(stage.note, style="dim"),
             )
         return table
 

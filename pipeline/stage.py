@@ -1,10 +1,10 @@
 """A stage: frozen data that says what to build, and a plain function that builds it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from cluster.artifact import Artifact, Request
+from cluster.artifact import Artifact, Request, ShardEntry
 from cluster.session import Session
 from cluster.storage import Folder
 from cluster.workshop import Workshop
@@ -36,8 +36,28 @@ class Stage:
 
 
 @dataclass(frozen=True)
+class Wishes:
+    """What a person asks of this run beyond its recipe.
+
+    `retry` holds ledger statuses, `accept` held shards by artifact; `grow` takes a new snapshot of a source into the
+    pairs that are there, and `prune` removes those that the snapshot does not have any more.
+    """
+
+    rebuild: str | None = None
+    retry: tuple[str, ...] = ()
+    accept: dict[str, frozenset[int]] = field(default_factory=dict)
+    grow: bool = False
+    prune: bool = False
+    allow_mixed: bool = False
+
+
+@dataclass(frozen=True)
 class Build:
-    """What a stage's function is given. It commits shards to `workshop` and returns how many the artifact has."""
+    """What a stage's function is given. It commits shards to `workshop` and returns how many the artifact has.
+
+    `published` is what stands there built with the same settings, if anything: shards of it that are still what would
+    be built go into `inherited`, and are published again as they are. `amends` says what is to be changed of it.
+    """
 
     name: str
     config: RunConfig
@@ -46,6 +66,10 @@ class Build:
     workshop: Workshop
     session: Session
     progress: StageProgress
+    wishes: Wishes
+    published: Artifact | None = None
+    amends: dict[str, Any] = field(default_factory=dict)
+    inherited: dict[int, ShardEntry] = field(default_factory=dict)
 
     def uris(self) -> dict[str, str]:
         return {name: artifact.uri for name, artifact in self.inputs.items()}

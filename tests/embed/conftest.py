@@ -22,7 +22,8 @@ from embed.config import PreprocessingConfig
 from embed.description import ENCODER_FILE, WEIGHTS_FILE
 from embed.encode import EmbeddingsWorker, Vectors, embeddings_table
 from embed.stored_rows import StoredRow
-from ingest.ledger import Outcome, Status, ledger_table, row_key
+from ingest.ledger import ledger_table, row_key
+from ingest.outcome import Outcome, Status
 from ingest.tar import DeterministicTar
 
 TINY_CLIP: dict[str, Any] = {

@@ -158,6 +158,7 @@ def _answers() -> list[Kind]:
         Kind("head_100_000_lines", *long_head, [ok(JPEG, "A: b\r\n" * 100_000)]),
         Kind("interim_endless", *long_head, [Endless(b"HTTP/1.1 100 Continue\r\n\r\n", 0.001)]),
         Kind("interim_then_picture", *GOOD, [b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n" + ok(JPEG)]),
+        Kind("switching_protocols", *BAD, [b"HTTP/1.1 101 Switching\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n"]),
         Kind("http_0_9", *BAD, [JPEG]),
         Kind("not_http", *BAD, [b"\x00\x01 this is not HTTP\r\n\r\n"]),
         Kind("tls_alert", *BAD, [b"\x15\x03\x01\x00\x02\x02\x46"]),
@@ -228,6 +229,8 @@ def _bodies() -> list[Kind]:
         "jpeg_of_scans": (made.jpeg_of_scans(3000, 400), ("undecodable", "decoder_timeout")),
         "webp_huge": (made.webp_of_size(16_384, 16_384), PIXELS),
         "bmp_huge": (made.bmp_of_size(40_000, 40_000), PIXELS),
+        "bmp_negative": (made.bmp_of_size(-1, 20), HEADER),
+        "png_of_4_billion": (made.png(0xFFFFFFFF, 0xFFFFFFFF, data=b"x"), HEADER),
         "tiff_bites_its_tail": (made.tiff_that_bites_its_tail(), CORRUPT),
     }
     return [Kind(f"body_{name}", *end, [ok(body)]) for name, (body, end) in bodies.items()]

@@ -38,7 +38,7 @@ def main() -> None:
     socket.getaddrinfo = Names(wanted["names"]).look_up
     from ingest.images import ImagesWorker
 
-    worker = ImagesWorker(**wanted["settings"])
+    worker = ImagesWorker(wanted["settings"])
     worker.setup()
     tasks = wanted["tasks"]
     with ThreadPoolExecutor(len(tasks)) as threads:

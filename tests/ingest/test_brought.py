@@ -23,7 +23,7 @@ from cluster.workshop import begin
 from ingest.brought import brought_pictures
 from ingest.fetch import Fetched
 from ingest.fetch_config import FetchConfig
-from ingest.ledger import Status
+from ingest.outcome import Status
 from ingest.partition import build_pairs
 from ingest.source_config import EvaluationSetConfig, SourceConfig
 from ingest.sources import Source, open_evaluation_set, open_training_source

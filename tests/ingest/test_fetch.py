@@ -5,7 +5,7 @@ import pytest
 
 from ingest.config import ImagesConfig
 from ingest.fetch import Fetched, Fetcher
-from ingest.ledger import Status
+from ingest.outcome import Status
 from tests.ingest.conftest import HostileServer, free_port
 
 QUICK = {

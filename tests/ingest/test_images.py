@@ -16,7 +16,8 @@ from cluster.artifact import Artifact
 from cluster.workshop import Workshop
 from ingest.config import ImagesConfig
 from ingest.images import ImagesWorker
-from ingest.ledger import LEDGER_SCHEMA, Outcome, Status, ledger_table, row_key
+from ingest.ledger import LEDGER_SCHEMA, ledger_table, row_key
+from ingest.outcome import Outcome, Status
 from ingest.partition import build_pairs
 from ingest.sources import FolderSource, SourceBatch
 from tests.ingest.conftest import HostileServer, jpeg

@@ -15,7 +15,8 @@ from cluster.artifact import Request
 from cluster.errors import WorkFailed
 from cluster.storage import Folder
 from cluster.workshop import Workshop, begin
-from ingest.ledger import LEDGER_SCHEMA, PAIRS_SCHEMA, Mark, Outcome, Status, ledger_table, row_key
+from ingest.ledger import LEDGER_SCHEMA, PAIRS_SCHEMA, Mark, ledger_table, row_key
+from ingest.outcome import Outcome, Status
 from ingest.removal import (
     ShardFiles,
     Tombstones,

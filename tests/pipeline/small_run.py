@@ -22,7 +22,8 @@ from cluster.parquet import write_table
 from cluster.storage import Folder
 from cluster.workshop import Workshop, begin
 from embed.split import TRAIN, split_of
-from ingest.ledger import PAIRS_SCHEMA, Mark, Outcome, Status, count_outcomes, ledger_table, row_key
+from ingest.ledger import PAIRS_SCHEMA, Mark, count_outcomes, ledger_table, row_key
+from ingest.outcome import Outcome, Status
 from ingest.tar import DeterministicTar
 from pipeline.config import load_recipe
 
