@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PEER := build/peer
 SOURCES := pipeline train embed ingest cluster tests benchmarks
 
-.PHONY: setup demo check format test test-fast bench clean
+.PHONY: setup demo check format test test-fast kills bench clean
 
 setup: $(READY)
 
@@ -34,8 +35,18 @@ test: $(READY)
 test-fast: $(READY)
 	$(BIN)/python -m pytest -m "not slow"
 
-bench: $(READY)
+# Hours or quiet machines, not CI: each writes a dated page.
+kills: $(READY)
+	$(BIN)/python -m tests.pipeline.kills --page docs/kills.md
+
+bench: $(READY) $(PEER)/bin/img2dataset
 	$(BIN)/python -m benchmarks.stages
+	$(BIN)/python -m benchmarks.pairs --page docs/benchmarks/pairs.md
+	$(BIN)/python -m benchmarks.ingest --peer-python $(PEER)/bin/python --page docs/benchmarks/ingest.md
+
+$(PEER)/bin/img2dataset:
+	$(PYTHON) -m venv $(PEER)
+	$(PEER)/bin/python -m pip install --quiet img2dataset==1.47.0
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

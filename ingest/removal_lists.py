@@ -22,19 +22,13 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from cluster.errors import UserError
+from ingest.urls import canonical_host, normalised_url, url_host
 
 ListKind = Literal["urls", "domains", "image_hashes", "pairs"]
 Mask = NDArray[np.bool_]
 
 _HOST = r"^[\x00-\x20]*[A-Za-z][A-Za-z0-9+.\-]*:[/\\]*(?:[^/\\?#@]*@)?(?P<host>\[[^\]/\\]*\]|[^/\\?#:]*)"
-_URL = re.compile(
-    r"([A-Za-z][A-Za-z0-9+.\-]*):[/\\]*(?:[^/\\?#@]*@)?(\[[^\]/\\]*\]|[^/\\?#:]*)(?::(\d*))?([^#]*)", re.S
-)
 _DOMAIN = re.compile(r"[^\s/:@?#\\]+")
-_DEFAULT_PORTS = {"http": "80", "https": "443"}
-_UNRESERVED = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
-_KEPT = _UNRESERVED | frozenset("%/:@!$&'()*+,;=?[]|")
-_ESCAPE = re.compile("%([0-9A-Fa-f]{2})")
 
 
 class RemovalList(Protocol):
@@ -88,7 +82,7 @@ class UrlList:
             except UnicodeDecodeError:
                 raw.append(line)
         forms = [form for text in texts if (form := normalised_url(text)) is not None]
-        hosts = {_url_host(text) for text in texts}
+        hosts = {url_host(text) for text in texts}
         return cls(
             len(lines), pa.array(texts, pa.string()), pa.array(raw, pa.binary()), frozenset(forms), frozenset(hosts)
         )
@@ -177,41 +171,6 @@ _READERS: dict[str, Callable[[list[tuple[int, bytes]], str], Any]] = {
 }
 
 
-def normalised_url(url: str) -> str | None:
-    """One spelling for URLs that mean the same picture; None for what has no scheme and host.
-
-    http and https are one; the host is lower case, in its ASCII form, without a final dot; the default port, user
-    information and fragment are dropped; `.` and `..` are resolved; an escape of a plain character is undone and any
-    other written in capitals. The order of a query's parts and the case of a path stay: they may mean something.
-    """
-    text = re.sub(r"[\t\r\n]", "", url).strip("".join(map(chr, range(33))))
-    split = _URL.match(text)
-    if split is None or not split[2]:
-        return None
-    scheme, port = split[1].lower(), split[3]
-    port = "" if port in (None, "", _DEFAULT_PORTS.get(scheme)) else f":{port}"
-    path, mark, query = split[4].partition("?")
-    path = _without_dots(_escaped(path.replace("\\", "/")))
-    kind = "" if scheme in _DEFAULT_PORTS else scheme
-    return f"{kind}//{canonical_host(split[2])}{port}{path}{mark if query else ''}{_escaped(query)}"
-
-
-def canonical_host(host: str) -> str:
-    """Lower case, ASCII (IDNA), without brackets, escapes or a final dot."""
-    text = _ESCAPE.sub(lambda found: chr(int(found[1], 16)), host).strip("[]").rstrip(".").lower()
-    if text.isascii():
-        return text
-    try:
-        return text.encode("idna").decode("ascii")
-    except UnicodeError:
-        return text
-
-
-def _url_host(url: str) -> str:
-    split = _URL.match(url.strip())
-    return canonical_host(split[2]) if split else ""
-
-
 def _rows_of_hosts(urls: pa.ChunkedArray, wanted: Callable[[str], bool]) -> Mask:
     """Rows whose host is wanted; each distinct host is looked at once."""
     hosts = pc.struct_field(pc.extract_regex(urls, pattern=_HOST), "host")
@@ -221,32 +180,6 @@ def _rows_of_hosts(urls: pa.ChunkedArray, wanted: Callable[[str], bool]) -> Mask
     mask = np.zeros(len(there), dtype=np.bool_)
     mask[there] = found[hosts.indices.drop_null().to_numpy(zero_copy_only=False)]
     return mask
-
-
-def _escaped(text: str) -> str:
-    """Percent-encoding in its shortest spelling."""
-
-    def plain(found: re.Match[str]) -> str:
-        letter = chr(int(found[1], 16))
-        return letter if letter in _UNRESERVED else found[0].upper()
-
-    return "".join(
-        letter if letter in _KEPT else "".join(f"%{byte:02X}" for byte in letter.encode("utf-8", "surrogatepass"))
-        for letter in _ESCAPE.sub(plain, text)
-    )
-
-
-def _without_dots(path: str) -> str:
-    kept: list[str] = []
-    parts = path.split("/")[1:] or [""]
-    for part in parts:
-        if part == "..":
-            kept[-1:] = []
-        elif part != ".":
-            kept.append(part)
-    if parts[-1] in (".", ".."):
-        kept.append("")
-    return "/" + "/".join(kept)
 
 
 def _hex(lines: Iterable[tuple[int, bytes]], path: str, size: int) -> Iterator[str]:

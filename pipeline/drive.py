@@ -64,7 +64,8 @@ def drive(config: RunConfig, folder: Folder, wishes: Wishes, *, until: str | Non
     folder.make()
     if pending_takedown(folder) is not None:
         with Lease(folder) as lease:
-            console.print(f"{folder.uri}: finished takedown {finish_takedown(folder, lease)}, which had been killed.")
+            number = finish_takedown(folder, lease)
+        console.print(f"{folder.uri}: finished takedown {number}, which had been killed.", soft_wrap=True)
     states = runner.states(stages, config, folder, wishes)
     if all(state == "current" for state in states.values()):
         console.print(f"{folder.uri}: nothing to do, {len(stages)} stages are current.", soft_wrap=True)

@@ -11,7 +11,7 @@ from rich.console import Console
 from cluster.artifact import read_requests
 from cluster.errors import UserError
 from cluster.garbage import collect, delete
-from cluster.lease import Lease
+from cluster.lease import Lease, driver_of
 from cluster.storage import Folder
 from pipeline.runner import stored_config
 from pipeline.words import bytes_in_words
@@ -27,7 +27,8 @@ def collect_garbage(folder: Folder, *, dry_run: bool = False) -> Plain:
     if not names:
         raise UserError(f"{folder.uri} has no artifacts: nothing was ever begun there.")
     if dry_run:
-        found = {name: unnamed(folder / name)[1] for name in names}
+        at_work = driver_of(folder) is not None
+        found = {name: unnamed(folder / name, at_work=at_work)[1] for name in names}
     else:
         with Lease(folder):
             found = delete_unnamed(folder, names)
@@ -52,21 +53,30 @@ def delete_unnamed(folder: Folder, names: list[str]) -> dict[str, Plain]:
     return deleted
 
 
-def unnamed(target: Folder) -> tuple[list[str], Plain]:
-    """What of an artifact's folder no manifest names (files and folders), and how many files and bytes that is."""
-    found = collect(target)
-    sizes = [size for name in found for size in _sizes(target, name)]
+def unnamed(target: Folder, *, at_work: bool = False) -> tuple[list[str], Plain]:
+    """What of an artifact's folder no manifest names (files and folders), and how many files and bytes that is.
+
+    `at_work`: a driver may be writing just now; what may be of its making is not counted.
+    """
+    found = collect(target, at_work=at_work)
+    parents = {name.rpartition("/")[0] for name in found}
+    folders = {f"{parent}/{name}" if parent else name for parent in parents for name in _at(target, parent).folders()}
+    sizes = [size for name in found for size in _sizes(target, name, is_folder=name in folders)]
     return found, {"files": len(sizes), "bytes": sum(sizes)}
 
 
-def _sizes(target: Folder, name: str) -> Iterator[int]:
+def _sizes(target: Folder, name: str, *, is_folder: bool) -> Iterator[int]:
     """Of a file, or of every file in a folder."""
-    parent, _, base = name.rpartition("/")
-    if base in (target / parent if parent else target).folders():
-        for inner in (target / name).names():
-            yield from _sizes(target, f"{name}/{inner}")
-    else:
+    if not is_folder:
         yield target.size(name)
+        return
+    folders = set((target / name).folders())
+    for inner in (target / name).names():
+        yield from _sizes(target, f"{name}/{inner}", is_folder=inner in folders)
+
+
+def _at(target: Folder, parent: str) -> Folder:
+    return target / parent if parent else target
 
 
 def print_garbage(found: Plain) -> None:

@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cluster.storage import Folder
+from pipeline.words import duration_in_words
 
 WRITE_EVERY_S = 2.0
 LINE_EVERY_S = 15.0
@@ -139,7 +140,8 @@ class Display:
         if stage.total:
             stage.done = stage.total
         self._write()
-        self._say(f"{name} done in {stage.seconds:.1f} s ({_amount(stage)})")
+        told = ", ".join(part for part in (_amount(stage), stage.note) if part)
+        self._say(f"{name} done in {stage.seconds:.1f} s{f' ({told})' if told else ''}")
 
     def current(self, name: str) -> None:
         self.stages[name].state = "current"
@@ -149,7 +151,7 @@ class Display:
         if now - self._written > WRITE_EVERY_S:
             self._write()
         if now - self._said > LINE_EVERY_S:
-            left = "" if stage.left_s is None else f", {_duration(stage.left_s)} left"
+            left = "" if stage.left_s is None else f", {duration_in_words(stage.left_s)} left"
             self._say(f"{stage.name} {_amount(stage)} {stage.note}{left}")
 
     def _warn(self, stage: StageProgress) -> None:
@@ -197,8 +199,8 @@ class Display:
                 else f"{stage.rate:,.1f} {stage.unit}/s"
                 if busy and stage.rate
                 else "",
-                _duration(stage.elapsed) if busy else "",
-                _duration(stage.left_s) if stage.left_s is not None else "",
+                duration_in_words(stage.elapsed) if busy else "",
+                duration_in_words(stage.left_s) if stage.left_s is not None else "",
                 Text(stage.warning, style="yellow") if stage.warning else Text(stage.note, style="dim"),
             )
         return table
@@ -214,10 +216,3 @@ def _amount(stage: StageProgress) -> str:
     if not stage.total:
         return ""
     return f"{stage.done:,.0f}/{stage.total:,.0f} {stage.unit}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes, hours = seconds / 60, seconds / 3600
-    return f"{minutes:.0f} min" if minutes < 100 else f"{hours:.1f} h"

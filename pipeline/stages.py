@@ -22,13 +22,13 @@ def stages_of(config: RunConfig, sources: RunSources) -> list[Stage]:
 
     def pairs(name: str) -> Stage:
         return Stage(
-            name, 1, (), partial(data_stages.pairs_settings, sources, name), partial(data_stages.build_pairs, sources)
+            name, 2, (), partial(data_stages.pairs_settings, sources, name), partial(data_stages.build_pairs, sources)
         )
 
     def images(name: str, pairs_name: str) -> Stage:
         return Stage(
             name,
-            1,
+            2,
             (pairs_name,),
             partial(data_stages.images_settings, sources, pairs_name),
             partial(data_stages.build_images, sources),

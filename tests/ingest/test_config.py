@@ -31,7 +31,9 @@ def test_a_network_that_is_none_is_named_with_the_remedy():
 
 def test_by_default_nothing_is_filtered_and_no_private_network_is_allowed():
     config = ImagesConfig()
-    assert set(config.filters.model_dump().values()) == {None}
+    assert not config.filters.judge_pairs and not config.filters.picture_filters
+    assert (config.filters.min_side, config.filters.max_aspect_ratio, config.filters.min_contrast) == (None, None, None)
+    assert config.filters.blocked_images is None
     assert config.allow_networks == ()
     assert set(config.accept) == {"JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"}
 

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest.removal_lists import normalised_url, read_removal_list
+from ingest.removal_lists import read_removal_list
+from ingest.urls import normalised_url
 
 PLAIN = "http://example.org/a/b~c.jpg?x=1&y=%C3%A9"
 
