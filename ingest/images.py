@@ -82,7 +82,7 @@ class ImagesWorker:
         started = time.monotonic()
         shard, workshop = int(task["shard"]), Workshop.from_plain(task["out"])
         with Artifact.open(task["pairs"]).borrowed(f"{shard:08d}.parquet") as path:
-            pairs = pq.read_table(path)
+            pairs = pq.ParquetFile(path).read()
         with workshop.attempt(shard) as attempt, ExitStack() as open_:
             published = None
             if task["retry"] is not None:
