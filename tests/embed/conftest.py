@@ -150,7 +150,7 @@ def encode_images(
     worker = EmbeddingsWorker(clip=clip_uri, config={"batch_size": 4, **config})
     worker.setup()
     for shard in order if order is not None else range(shards):
-        worker.process({"shard": shard, "images": images_uri, "out": out.plain()})
+        worker.process({"shard": shard, "images": images_uri, "out": out.plain(), "made_from": "x"})
     return out.publish(shards).uri
 
 

@@ -12,8 +12,8 @@ import pytest
 import webdataset
 from PIL import Image
 
-from cluster.artifact import Artifact
-from cluster.workshop import Workshop
+from cluster.artifact import Artifact, Request
+from cluster.workshop import Workshop, begin
 from ingest.config import ImagesConfig
 from ingest.images import ImagesWorker
 from ingest.ledger import LEDGER_SCHEMA, ledger_table, row_key
@@ -132,6 +132,59 @@ def test_concurrency_and_threads_change_no_byte(pairs: Artifact, workshop: Calla
     first, _ = images(pairs, workshop("a"))
     second, _ = images(pairs, workshop("b"), concurrency=2, decode_processes=2)
     assert first.content_digest == second.content_digest
+
+
+def test_rows_of_one_url_are_fetched_once(hostile: HostileServer, pairs: Artifact, workshop: Callable[[str], Workshop]):
+    hostile.requests.clear()
+    _, summary = images(pairs, workshop("images"))
+    assert hostile.requests["/good"] == 1  # of three rows that are ok
+    assert summary["failing_hosts"] == {f"127.0.0.1:{hostile.port}": 4} and summary["fetched_bytes"] > 0
+
+
+def test_pictures_that_wait_for_their_turn_in_a_file_are_the_same(
+    pairs: Artifact, workshop: Callable[[str], Workshop], monkeypatch: pytest.MonkeyPatch
+):
+    in_memory, _ = images(pairs, workshop("a"))
+    # The first row drips until it is given up, so that all the others wait for it.
+    monkeypatch.setattr("ingest.image_shard._WAITING_BYTES", 1)
+    in_a_file, _ = images(pairs, workshop("b"))
+    assert in_memory.content_digest == in_a_file.content_digest
+
+
+def test_the_json_of_a_sample_is_what_json_would_write(pairs: Artifact, workshop: Callable[[str], Workshop]):
+    artifact, _ = images(pairs, workshop("images"))
+    with tarfile.open(artifact.file("00000000.tar")) as tar:
+        texts = [
+            file.read().decode()
+            for name in tar.getnames()
+            if name.endswith(".json") and (file := tar.extractfile(name))
+        ]
+    assert len(texts) == 5
+    assert texts == [json.dumps(json.loads(text), ensure_ascii=False, indent=4) for text in texts]
+
+
+def test_a_retry_takes_over_what_is_not_tried_again(
+    hostile: HostileServer, pairs: Artifact, workshop: Callable[[str], Workshop]
+):
+    shop = workshop("images")
+    first, _ = images(pairs, shop)
+    hostile.answers["/404"] = hostile.answers["/good"]
+    hostile.requests.clear()
+    identity = first.manifest.identity
+    request = Request(identity["kind"], identity["code_version"], identity["settings"], identity["inputs"])
+    again = begin(shop.folder, request, {}, allow_mixed=True, amends={"retry": ["fetch_failed"], "revision": 1})
+    config = ImagesConfig(**{**SETTINGS, "shard_rows": len(ROWS)}).model_dump(mode="json")
+    work(ImagesWorker(config), pairs, again, ["fetch_failed"])
+    second = again.publish(1)
+    assert set(hostile.requests) == {"/robots.txt", "/drip", "/404", "/503", "/truncated"}
+    before, after = (pq.read_table(artifact.file("00000000.parquet")).to_pylist() for artifact in (first, second))
+    changed = [row for row, (old, new) in enumerate(zip(before, after, strict=True)) if old["status"] != new["status"]]
+    assert [ROWS[row][0] for row in changed] == ["/404"] and after[changed[0]]["status"] == "ok"
+    data, old_data = (artifact.file("00000000.tar").read_bytes() for artifact in (second, first))
+    for old, new in zip(before, after, strict=True):
+        if old["status"] == "ok":
+            end, old_end = new["offset"] + new["length"], old["offset"] + old["length"]
+            assert data[new["offset"] : end] == old_data[old["offset"] : old_end]
 
 
 def test_caption_filters_cost_no_fetch(hostile: HostileServer, pairs: Artifact, workshop: Callable[[str], Workshop]):
