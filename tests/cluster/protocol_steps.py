@@ -159,6 +159,10 @@ def gone_on(folder: Folder, shards: int, found: Path) -> int:
     return 0
 
 
+# For the environment of this process: it forks, and must have no threads then, numpy's neither.
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+
+
 def main(uri: str, how: str, stride: int, shards: int) -> dict[str, Any]:
     # What every child would load or ask for, once; without threads, which a fork loses (jemalloc's knows what to do).
     environment_digest()
