@@ -177,7 +177,7 @@ class ImageShard:
         async with fetch(pairs[0]) as fetched:
             self.attempts += fetched.attempts
             if fetched.body is None:
-                if fetched.status is Status.FETCH_FAILED:
+                if fetched.status is Status.FETCH_FAILED and fetched.host:  # a file that is missing has none
                     self.failing_hosts[fetched.host] += len(rows)
                 return [Decoded(None, Outcome(fetched.status, fetched.reason))] * len(rows)
             self.fetched_bytes += len(fetched.body)

@@ -106,7 +106,7 @@ class DomainList:
     domains: frozenset[str]
     kind: ListKind = "domains"
     of: Literal["pairs", "images"] = "pairs"
-    columns: tuple[str, ...] = ("url",)
+    columns: tuple[str, ...] = ("url", "url_bytes")
 
     @classmethod
     def read(cls, lines: list[tuple[int, bytes]], path: str) -> "DomainList":
@@ -123,7 +123,9 @@ class DomainList:
         return any(".".join(labels[start:]) in self.domains for start in range(len(labels)))
 
     def matches(self, table: pa.Table) -> dict[str, Mask]:
-        return {"domain": _rows_of_hosts(table["url"], self.holds)}
+        # A URL that is not UTF-8 was never fetched, but it names its host all the same.
+        raw = pa.array([url and url.decode("utf-8", "replace") for url in table["url_bytes"].to_pylist()], pa.string())
+        return {"domain": _rows_of_hosts(table["url"], self.holds) | _rows_of_hosts(raw, self.holds)}
 
 
 @dataclass(frozen=True)
@@ -171,7 +173,7 @@ _READERS: dict[str, Callable[[list[tuple[int, bytes]], str], Any]] = {
 }
 
 
-def _rows_of_hosts(urls: pa.ChunkedArray, wanted: Callable[[str], bool]) -> Mask:
+def _rows_of_hosts(urls: pa.ChunkedArray | pa.Array, wanted: Callable[[str], bool]) -> Mask:
     """Rows whose host is wanted; each distinct host is looked at once."""
     hosts = pc.struct_field(pc.extract_regex(urls, pattern=_HOST), "host")
     hosts = (hosts.combine_chunks() if isinstance(hosts, pa.ChunkedArray) else hosts).dictionary_encode()

@@ -74,7 +74,7 @@ def drive(config: RunConfig, folder: Folder, wishes: Wishes, *, until: str | Non
     if rebuild is not None:
         below = [stage.name for stage in stages if rebuild in upstream_of(stages, stage.name)]
         console.print(_cost_line(folder, rebuild, below), soft_wrap=True)
-    for line in preflight(config, folder, states, sources):
+    for line in preflight(config, folder, states, sources, wishes.retry):
         console.print(line, soft_wrap=True)
     started = time.monotonic()
     outcome = runner.run(stages, config, folder, wishes, console=console)

@@ -66,7 +66,7 @@ def source_rows(config: RunConfig, sources: RunSources) -> tuple[dict[str, int],
     for name, set_name in sets.items():
         if set_name is not None and scenes is not None:
             rows[name] = scene_rows(scenes, set_name)
-        elif name == "pairs" and config.source.pairs is None:
+        elif name == "pairs" and config.source.pairs is None and config.source.folder is None:
             unknown.append("pairs: source.pairs is not set")
         else:
             try:

@@ -6,11 +6,11 @@ is refused where not even half of it fits, and warned where not all of it does. 
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.artifact import read_manifest, read_requests
+from cluster.artifact import Artifact, read_manifest, read_requests
 from cluster.errors import UserError
 from cluster.storage import Folder
 from cluster.workshop import Workshop
@@ -31,17 +31,21 @@ class Missing:
     files: int
 
 
-def preflight(config: RunConfig, folder: Folder, states: Mapping[str, str], sources: RunSources) -> list[str]:
+def preflight(
+    config: RunConfig, folder: Folder, states: Mapping[str, str], sources: RunSources, retry: Collection[str] = ()
+) -> list[str]:
     """What is worth saying before the run starts. Raises `UserError` where it cannot fit.
 
     `states` are the runner's answers by stage; a stage that is current is not counted, one that is amended or stale
-    with the rows only by which its source has grown: the shards that stand are taken over.
+    with the rows only by which its source has grown: the shards that stand are taken over, but for those with rows that
+    ended in a status of `retry`, which are written anew.
     """
     rows, _ = source_rows(config, sources)
     missing = [
         found
         for stage, estimate in estimate_data(config, rows).items()
-        if states.get(stage, "current") != "current" and (found := _missing(folder, stage, states[stage], estimate))
+        if states.get(stage, "current") != "current"
+        and (found := _missing(folder, stage, states[stage], estimate, retry))
     ]
     size, files = sum(stage.bytes for stage in missing), sum(stage.files for stage in missing)
     if not missing:
@@ -81,16 +85,19 @@ def _room(folder: Folder) -> Room:
     return Room(disk.f_bavail * disk.f_frsize, disk.f_favail if disk.f_files else None)
 
 
-def _missing(folder: Folder, stage: str, state: str, estimate: StageEstimate) -> Missing | None:
+def _missing(folder: Folder, stage: str, state: str, estimate: StageEstimate, retry: Collection[str]) -> Missing | None:
     """The part of a stage that is not there yet: not its rows that stand, nor the shards of an unfinished revision."""
     assert estimate.rows is not None and estimate.bytes is not None, "the size of data stages goes with their rows"
     assert estimate.files is not None and estimate.shards is not None
     target = folder / stage
     manifest, newest = read_manifest(target), max(read_requests(target), default=0)
-    share = 1.0
+    share, again = 1.0, 0
     if manifest is not None and state in ("stale", "amend"):
+        if retry and stage.endswith("images"):
+            shards = Artifact(target, manifest).shards
+            again = sum(file.bytes for entry in shards if entry.counts.keys() & retry for file in entry.files)
         share = max(0.0, 1 - manifest.totals["rows"] / estimate.rows) if estimate.rows else 0.0
     elif newest > (manifest.revision if manifest is not None else 0):
         share = 1 - min(1.0, len(Workshop(target.uri, newest).committed()) / max(1, estimate.shards))
-    size = round(share * estimate.bytes)
+    size = round(share * estimate.bytes) + again
     return Missing(stage, size, round(share * estimate.files)) if size else None

@@ -51,12 +51,12 @@ class RunSources:
         """
         asked = json.loads(canonical_json(self.identity(name)))
         manifest = read_manifest(self._folder / name) if name != self._wishes.rebuild else None
-        had: list[dict[str, Any]] = manifest.identity["settings"]["snapshots"] if manifest is not None else []
-        if had and {key: value for key, value in had[-1].items() if key != "pruned"} == asked:
+        had: list[dict[str, Any]] = manifest.identity["settings"].get("snapshots", []) if manifest is not None else []
+        pruned = asked | {"pruned": True}
+        wanted = pruned if self._wishes.prune else asked
+        if had and had[-1] in (wanted, pruned):
             return had
-        if not (self._wishes.grow and had):
-            return [asked]
-        return [*had, asked | {"pruned": True} if self._wishes.prune else asked]
+        return [*had, wanted] if self._wishes.grow and had else [asked]
 
     def grown(self, name: str) -> bool:
         """Does the source as it is now come after snapshots that are published?"""

@@ -80,9 +80,10 @@ def test_a_domain_means_what_lies_below_it_and_no_namesake(tmp_path: Path) -> No
     table = urls(
         "http://a.org/1", "https://deep.img.A.ORG.:8080/2", "http://ba.org/3", "http://a.org.evil.net/4",
         "http://evil.net/a.org", "http://user@a.org/6", "http://a%2Eorg/7", "//a.org/8", None, "http://[::1]/9",
+        b"http://a.org/\xff", b"http://b.net/\xff",
     )  # fmt: skip
-    assert rows_meant(tmp_path, "domains", "*.a.org\n", table) == [0, 1, 5, 6]
-    assert rows_meant(tmp_path, "domains", "ORG", table) == [0, 1, 2, 5, 6]
+    assert rows_meant(tmp_path, "domains", "*.a.org\n", table) == [0, 1, 5, 6, 10]
+    assert rows_meant(tmp_path, "domains", "ORG", table) == [0, 1, 2, 5, 6, 10]
 
 
 def test_hashes_mean_the_fetched_or_the_stored_picture(tmp_path: Path) -> None:

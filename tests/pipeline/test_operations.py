@@ -198,19 +198,24 @@ def test_a_source_grows_shrinks_and_what_was_taken_down_stays_away(run: Run, web
     refused = run()
     assert refused.returncode == 2 and "--grow" in refused.stderr
     told = run.done("--grow")
-    assert "4 new pairs in 1 shards; 3 vanished from the source and are kept" in told
+    assert "4 new pairs in 1 shards; 3 vanished from the source and are kept (vanished.parquet lists them)" in told
     assert set(web.requests) == {"/5.png", "/100.png", "/101.png", "/102.png"}
     grown = run.images()
     assert run.states() == {("ok", None): 20}
     assert [entry.files for entry in grown.shards][:2] == [entry.files for entry in first.shards]
     assert "nothing to do" in run.done()
 
-    # A takedown by domain is followed by whatever comes later.
+    # What was kept may still be removed, in the same snapshot.
+    assert "0 new pairs in 0 shards; 3 vanished from the source and are removed" in run.done("--grow", "--prune")
+    assert run.states() == {("ok", None): 17, ("removed", None): 3} and not web.requests
+    assert "nothing to do" in run.done("--grow", "--prune") and "nothing to do" in run.done()
+
+    # A takedown is followed by whatever comes later.
     listed = tmp_path / "list.txt"
     listed.write_text(f"{web.url(7)}\n{web.url(100)}\n")
     taken = unclip("takedown", run.uri, "--urls", str(listed), "--json")
     assert taken.returncode == 0 and json.loads(taken.stdout)["pairs"] == 2, taken.stderr
-    assert run.states() == {("ok", None): 18, ("removed", None): 2}
+    assert run.states() == {("ok", None): 15, ("removed", None): 5}
     erased = [row for row in run.ledger() if row["status"] == "removed"]
     assert {(row["url"], row["caption"], row["image_sha256"]) for row in erased} == {(None, None, None)}
     assert "nothing to do" in run.done()
@@ -218,11 +223,11 @@ def test_a_source_grows_shrinks_and_what_was_taken_down_stays_away(run: Run, web
     compared = unclip("diff", run.uri, run.uri)
     assert compared.returncode == 0
 
-    # A snapshot in which the removed rows are still named, with --prune.
+    # A snapshot that still names what was taken down: it stays away. What only had vanished (caption 5) may come back.
     run.write_table([(number, f"caption {number}") for number in (*range(2, 8), 100, 101, 200)])
     told = run.done("--grow", "--prune")
-    assert "1 new pairs in 1 shards" in told and "and are removed" in told
-    assert web.requests == {"/200.png": 1}
+    assert "2 new pairs in 1 shards" in told and "and are removed" in told
+    assert web.requests == {"/5.png": 1, "/200.png": 1}
     kept = {row["caption"] for row in run.ledger() if row["status"] == "ok"}
     assert kept == {f"caption {number}" for number in (2, 3, 4, 5, 6, 101, 200)}
     assert {row["status"] for row in run.ledger()} == {"ok", "removed"}

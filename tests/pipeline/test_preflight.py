@@ -18,6 +18,7 @@ from cluster.storage import Folder
 from ingest import scenes
 from ingest.config import ImagesConfig
 from ingest.scene_server import scene_rows, write_scene_tables
+from ingest.sources import Estimate
 from pipeline.config import RunConfig, load_recipe
 from pipeline.estimate import estimate_data, picture_bytes, source_rows
 from pipeline.preflight import preflight
@@ -110,6 +111,29 @@ def test_growth_needs_room_for_its_rows_alone(tmp_path: Path, table: Path, monke
     manifest["totals"]["rows"] = 9000
     (run.path / "images" / "manifest.json").write_text(json.dumps(manifest))
     assert check(config_of(table), run.folder, states) == []
+
+
+def test_a_retry_needs_room_for_the_shards_that_it_writes_again(
+    tmp_path: Path, table: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = SmallRun(tmp_path / "run", [Pair(f"http://a.org/{n}.jpg", "x") for n in range(20)])
+    run.path.mkdir()
+    images = run.build_images("images", run.build_pairs("pairs", run.rows))
+    config = config_of(table)
+    written = sum(file.bytes for entry in images.shards for file in entry.files)
+    disk(monkeypatch, free=written // 3 // 4096 * 4096)
+    sources = RunSources(config, run.folder)
+    monkeypatch.setattr(RunSources, "open", lambda self, name: SimpleNamespace(estimate=lambda: Estimate(20, 0)))
+    assert preflight(config, run.folder, {"images": "amend"}, sources, ()) == []
+    with pytest.raises(UserError, match="still needs about"):
+        preflight(config, run.folder, {"images": "amend"}, sources, ("ok",))
+
+
+def test_rows_of_a_folder_are_known(tmp_path: Path) -> None:
+    for name in ("a.jpg", "b.png", "a.txt"):
+        (tmp_path / name).write_bytes(b"x")
+    config = config_of(tmp_path, "source.pairs=null", f"source.folder={tmp_path}")
+    assert source_rows(config, RunSources(config, Folder(tmp_path / "run"))) == ({"pairs": 2}, [])
 
 
 def test_rows_of_scenes_are_known_exactly(tmp_path: Path) -> None:
