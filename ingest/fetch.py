@@ -18,6 +18,7 @@ import resource
 import ssl
 import uuid
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from time import monotonic
 from types import TracebackType
 from typing import Any, Self
@@ -114,13 +115,14 @@ class Fetcher:
         self._hosts = KnownHosts()
         self._resolver = Resolver(self._policy, self._look_up, timeout_s=config.deadline_s)
         self._robots = Robots(self._robots_txt, config.host_cooldown_s)
-        self._budget = ByteBudget(config.buffered_bytes, lambda: self._turns.go_on())
+        self._budget = ByteBudget(config.buffered_bytes, lambda: self._turns.room())
         self._turns = Turns(
             concurrency=_affordable(config.concurrency),
             host_failures=config.host_failures,
             host_cooldown_s=config.host_cooldown_s,
             host_patience_s=config.host_patience_s,
             has_room=lambda: self._budget.has_room,
+            has_plenty=lambda: self._budget.has_plenty,
             may_ask=lambda host, now: self._shares.may_ask(host, now),
             gave_back=lambda host: self._shares.exchange_soon(host) if host.limited and not self._stopped else None,
         )
@@ -173,7 +175,7 @@ class Fetcher:
             "in_flight": self._turns.in_flight,
             "waiting": self._turns.waiting,
             "cooling": [host.label for host in list(self._turns.cooling)[:20]],
-            "outage": False if since is None else f"no host answers since {monotonic() - since:.0f} s",
+            "outage": False if since is None else _outage_in_words(since),
             "buffered_bytes": self._budget.used,
         }
 
@@ -325,6 +327,11 @@ def _joined(url: URL, location: str) -> str:
         return str(url.join(URL(location)))
     except ValueError:
         raise FetchFailed("bad_redirect", may_pass=False) from None
+
+
+def _outage_in_words(since: float) -> str:
+    """The same words as long as the outage lasts: they are said once."""
+    return f"no host answers since {datetime.now(UTC) - timedelta(seconds=monotonic() - since):%H:%M} UTC"
 
 
 def _affordable(concurrency: int) -> int:
