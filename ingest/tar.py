@@ -11,6 +11,12 @@ BLOCK_BYTES = 512
 _MAX_NAME_BYTES = 100
 _MAX_MEMBER_BYTES = 8**11 - 1
 
+# A header's fields in their order: name, then mode, owner and group; size; time of modification; checksum; the rest.
+_OWNED = b"0000644\0" + 2 * b"0000000\0"
+_DATED = b"\0" + b"00000000000\0"
+_KIND = (b"0" + bytes(100) + b"ustar\x0000").ljust(356, b"\0")
+_REST_SUM = sum(_OWNED + _DATED + 8 * b" " + _KIND)  # a checksum is that of its own field as spaces
+
 
 class DeterministicTar:
     """Context manager around an open binary file; closes the archive, not the file."""
@@ -28,16 +34,14 @@ class DeterministicTar:
         if kind is None:
             self._write(bytes(2 * BLOCK_BYTES))
 
-    def _write(self, data: bytes) -> None:
-        self._file.write(data)
-        self._position += len(data)
+    def _write(self, *pieces: bytes) -> None:
+        self._file.writelines(pieces)
+        self._position += sum(map(len, pieces))
 
     def add(self, name: str, data: bytes) -> int:
         """Append a member; the offset of its first data byte."""
-        self._write(_header(name, len(data)))
-        offset = self._position
-        self._write(data)
-        self._write(bytes(-len(data) % BLOCK_BYTES))
+        offset = self._position + BLOCK_BYTES
+        self._write(_header(name, len(data)), data, bytes(-len(data) % BLOCK_BYTES))
         return offset
 
 
@@ -45,14 +49,6 @@ def _header(name: str, size: int) -> bytes:
     encoded = name.encode()
     if len(encoded) > _MAX_NAME_BYTES or size > _MAX_MEMBER_BYTES:
         raise ValueError(f"{name!r} with {size} bytes does not fit a ustar member (100 bytes of name, 8 GiB)")
-    header = bytearray(BLOCK_BYTES)
-    header[0 : len(encoded)] = encoded
-    header[100:108] = b"0000644\0"
-    header[108:116] = header[116:124] = b"0000000\0"
-    header[124:136] = b"%011o\0" % size
-    header[136:148] = b"00000000000\0"
-    header[148:156] = b" " * 8
-    header[156:157] = b"0"
-    header[257:265] = b"ustar\x0000"
-    header[148:156] = b"%06o\0 " % sum(header)
-    return bytes(header)
+    digits = b"%011o" % size
+    checksum = b"%06o\0 " % (_REST_SUM + sum(encoded) + sum(digits))
+    return b"".join((encoded.ljust(_MAX_NAME_BYTES, b"\0"), _OWNED, digits, _DATED, checksum, _KIND))
