@@ -24,6 +24,8 @@ _FIRST_IN_FLIGHT = 64.0
 _DROPPED_S = 0.9
 _ROUND = 16
 _FORGOTTEN_A_S = 0.02
+# In this time one worker does not use up what is plenty (`ingest/budget.py`).
+_AT_ONCE_S = 0.05
 
 
 class Pace:
@@ -43,6 +45,11 @@ class Pace:
         self._sum_s = 0.0
         self._in_round = 0
         self._rejected = False
+
+    @property
+    def answers_at_once(self) -> bool:
+        """Known only after some answers."""
+        return self._base_s <= _AT_ONCE_S
 
     def may_open(self, unanswered: int, oldest: float, now: float) -> float:
         """When another connection may be opened beside so many unanswered ones, the oldest opened at `oldest`."""

@@ -3,8 +3,9 @@
     row ──► turn(host) ──► a kept connection, or None: open one ──► … ──► done(host, connection)
 
 Hosts with waiting rows take turns, one row at a time. A host whose turn it is may still have to wait: for its pace,
-its share of the run's limits, a rest that it asked for, or because it already fills three quarters of what is free.
-It then leaves the round, and whatever ends its waiting brings it back.
+its share of the run's limits, a rest that it asked for, because it already fills three quarters of what is free, or
+because it answers at once and there is plenty to do without it. It then leaves the round, and whatever ends its waiting
+brings it back.
 """
 
 import asyncio
@@ -34,6 +35,7 @@ class Turns:
         host_cooldown_s: float,
         host_patience_s: float,
         has_room: Callable[[], bool],
+        has_plenty: Callable[[], bool],
         may_ask: Callable[[Host, float], float],
         gave_back: Callable[[Host], None],
     ) -> None:
@@ -43,10 +45,12 @@ class Turns:
         self._cooldown_s = host_cooldown_s
         self._patience_s = host_patience_s
         self._has_room = has_room
+        self._has_plenty = has_plenty
         self._may_ask = may_ask
         self._gave_back = gave_back
         self._round: deque[Host] = deque()
         self._crowding: set[Host] = set()
+        self._quick: dict[Host, None] = {}  # with rows that can wait while there is plenty; in the order of their turns
         self._idle: OrderedDict[Connection, tuple[Host, float]] = OrderedDict()
         self._paused = False
         self._error: Exception | None = None
@@ -127,6 +131,13 @@ class Turns:
             if not waiter.turn.done():
                 waiter.turn.set_result(self._start(host, waiter.errand, now))
 
+    def room(self) -> None:
+        """There is room again, or no longer plenty."""
+        quick, self._quick = self._quick, {}
+        for host in quick:
+            self.wake(host)
+        self.go_on()
+
     def pause(self) -> None:
         self._paused = True
 
@@ -147,6 +158,9 @@ class Turns:
             self._crowding.add(host)
             return False
         self._crowding.discard(host)
+        if host.pace.answers_at_once and self._has_plenty():
+            self._quick[host] = None
+            return False
         at = now
         if not host.idle:
             if host.in_flight >= int(host.pace.in_flight):

@@ -30,7 +30,8 @@ class Body:
 )
 def test_bodies_stay_within_the_limit_and_never_stand_still(sizes: list[int], at_once: int, random):  # type: ignore[no-untyped-def]
     """Whatever comes first, and whenever bodies are used: something can always go on until all are done."""
-    budget = ByteBudget(LIMIT, lambda: None)
+    told: list[None] = []
+    budget = ByteBudget(LIMIT, lambda: told.append(None))
     asked: list[Body] = []
     whole: list[Body] = []
     waiting = [Body(size) for size in sizes]
@@ -41,6 +42,7 @@ def test_bodies_stay_within_the_limit_and_never_stand_still(sizes: list[int], at
             may.append(("ask", waiting[0]))
         assert may, "everybody waits for everybody"
         step, body = random.choice(may)
+        lacked, calls = (not budget.has_room, budget.has_plenty), len(told)
         if step == "ask":
             asked.append(waiting.pop(0))
             budget.begin(body)
@@ -57,5 +59,9 @@ def test_bodies_stay_within_the_limit_and_never_stand_still(sizes: list[int], at
                 whole.append(body)
                 budget.arrived(body)
         assert budget.used == sum(body.charged for body in asked + whole)
+        better = any(
+            before and not after for before, after in zip(lacked, (not budget.has_room, budget.has_plenty), strict=True)
+        )
+        assert len(told) - calls == better, "whoever waits for room, or for an end of plenty, is told so once"
         assert budget.used <= LIMIT + READ + max(sizes)
-    assert budget.used == 0 and budget.has_room
+    assert budget.used == 0 and budget.has_room and not budget.has_plenty

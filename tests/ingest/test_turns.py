@@ -35,6 +35,36 @@ def test_one_slow_host_with_a_thousand_rows_delays_no_other():
     assert all_s > 2  # 1000 rows of 0.2 s over at most 100 slots: the others overtook them
 
 
+def test_where_there_is_plenty_to_do_hosts_that_answer_at_once_are_not_asked_ahead_and_slow_ones_are():
+    large = b"x" * 40_000
+    with web() as loopback:
+        quick = loopback.open("127.0.5.1", Host(lambda path: [ok(large)]))
+        slow = loopback.open("127.0.5.2", Host(lambda path: [0.1, ok(large)]))
+        hosts = (quick, slow)
+        used = asyncio.Event()
+
+        async def use(fetcher: Fetcher, url: str) -> bool:
+            async with fetcher.fetched(url) as fetched:
+                await used.wait()
+                return fetched.body == large
+
+        async def run() -> list[int]:
+            async with Fetcher(config(buffered_bytes=40_000_000)) as fetcher:  # 400 of these bodies are plenty
+                for host in hosts:
+                    await fetch_all(fetcher, *(f"{host.url}/{row}" for row in range(40)))
+                rows = [f"{quick.url}/{row}" for row in range(800)] + [f"{slow.url}/{row}" for row in range(100)]
+                tasks = [asyncio.create_task(use(fetcher, url)) for url in rows]
+                await asyncio.sleep(1.0)
+                asked = [len(host.requests) - 41 for host in hosts]
+                used.set()
+                assert all(await asyncio.gather(*tasks))
+                return asked
+
+        of_quick, of_slow = uvloop.run(run())
+    assert of_slow == 100
+    assert 200 <= of_quick < 700
+
+
 def test_no_more_requests_are_in_flight_than_configured():
     with web() as loopback:
         hosts = [loopback.open(f"127.0.5.{number}", Host(lambda path: [0.05, ok()])) for number in range(1, 31)]
