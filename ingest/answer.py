@@ -1,6 +1,7 @@
 """One answer, judged while it arrives: its head first, then every byte of its body against the caps.
 
-An answer that is not wanted (an error, a redirect, a refusal) has its verdict once its head is there.
+An answer that is not wanted (an error, a redirect, a refusal) has its verdict once its head is there. A body that was
+sent compressed is unfolded once it is whole, by whoever has a thread for that: a bomb holds up nobody else.
 """
 
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from email.utils import parsedate_to_datetime
 
 from ingest.address import Refused
 from ingest.budget import ByteBudget
-from ingest.inflate import Inflater, TooLarge, UnknownEncoding
+from ingest.inflate import Inflater, UnknownEncoding
 
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 MAY_PASS = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -130,12 +131,6 @@ class Answer:
                 if not self._caps.cut:
                     raise Refused("body_too_large")
                 chunk = chunk[: len(chunk) - (self._received - self._caps.max_bytes)]
-            if self._inflater is not None:
-                chunk = self._inflater.unfold(chunk)
-        except TooLarge:
-            self.failure = Refused("body_too_large_decompressed")
-        except UnknownEncoding:
-            self.failure = FetchFailed("content_encoding", may_pass=False)
         except Refused as refusal:
             self.failure = refusal
         if self.failure is not None:
@@ -147,13 +142,29 @@ class Answer:
 
     def end(self) -> None:
         """The declared end of the body was there, or what the caps leave of it."""
-        if self.failure is None and self.location is None:
-            whole = self._inflater is None or self._inflater.complete or self._received >= self._caps.max_bytes
-            if not whole:
-                self.failure = FetchFailed("connection_cut", may_pass=True)
-            elif not self.charged and not self._caps.cut:
-                self.failure = FetchFailed("empty_body", may_pass=False)
+        if self.failure is None and self.location is None and not self.charged and not self._caps.cut:
+            self.failure = FetchFailed("empty_body", may_pass=False)
         self._budget.arrived(self)
+
+    @property
+    def folded(self) -> bool:
+        """Whether `unfold` has to be called, and then `unfolded`."""
+        return self._inflater is not None and self.failure is None
+
+    def unfold(self) -> bytes:
+        """The body as it was before it was compressed. Touches nothing else: it may run in another thread."""
+        assert self._inflater is not None
+        body = self._inflater.unfold(self.body)
+        if not self._inflater.complete and self._received < self._caps.max_bytes:
+            raise FetchFailed("connection_cut", may_pass=True)
+        if not body and not self._caps.cut:
+            raise FetchFailed("empty_body", may_pass=False)
+        return body
+
+    def unfolded(self, body: bytes) -> None:
+        self._inflater, self._parts = None, [body]
+        self._budget.unfolded(self, len(body) - self.charged)
+        self.charged = len(body)
 
     def drop(self) -> None:
         """Give the body's bytes back to the budget."""

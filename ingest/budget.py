@@ -60,6 +60,11 @@ class ByteBudget:
             self.has_plenty = self.has_plenty or self._held > self._plenty
             self._let_the_oldest_go_on()
 
+    def unfolded(self, body: Arriving, size: int) -> None:
+        """A body that is whole takes so many bytes more (or fewer) than it came with."""
+        self._held += size
+        self.take(body, size)
+
     def give_back(self, size: int) -> None:
         self.used -= size
         self._held -= size

@@ -22,7 +22,7 @@ _DISCARDED_BYTES = 65_536
 _DISCARDING_S = 0.5
 # Times are monotonic(), because uvloop's own clock stands still within a round of the loop; and libuv fires timers
 # before it reads: what had come by the deadline is still in the socket when a stall of ours ends.
-_GRACE_S = 0.02
+GRACE_S = 0.02
 
 
 class Connection(asyncio.Protocol):
@@ -195,7 +195,7 @@ class Connection(asyncio.Protocol):
             self._look_at(at)
         elif not self._expired:
             self._expired = True
-            self._look_at(now + _GRACE_S)
+            self._look_at(now + GRACE_S)
         else:
             self._fail(failure)
 

@@ -2,13 +2,15 @@
 
 import asyncio
 import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from time import monotonic
 
 from yarl import URL
 
 from ingest.answer import Answer, Caps, FetchFailed, Stale
 from ingest.budget import ByteBudget
-from ingest.connection import Connection
+from ingest.connection import GRACE_S, Connection
 from ingest.dial import dial
 from ingest.fetch_config import FetchConfig
 from ingest.host import Errand, Host
@@ -16,6 +18,21 @@ from ingest.turns import Turns
 
 # Of the deadline, for one try to connect: a dropped SYN is sent again after 1 and 3 seconds.
 _CONNECT_SHARE = 0.4
+
+
+@asynccontextmanager
+async def patience(seconds: float) -> AsyncIterator[None]:
+    """A timeout that does not count what this process kept itself from hearing: after it, what has come in is read.
+
+    A loop that stood still runs its timers first, and would give up connections that have long been made.
+    """
+    loop = asyncio.get_running_loop()
+    async with asyncio.timeout(None) as scope:
+        timer = loop.call_later(seconds, lambda: scope.reschedule(loop.time() + GRACE_S))
+        try:
+            yield
+        finally:
+            timer.cancel()
 
 
 class Exchanges:
@@ -96,7 +113,7 @@ class Exchanges:
         addresses = host.resolved.addresses
         started = monotonic()
         try:
-            async with asyncio.timeout(min(errand.left_s, self._config.deadline_s * _CONNECT_SHARE)):
+            async with patience(min(errand.left_s, self._config.deadline_s * _CONNECT_SHARE)):
                 connection = await dial(
                     lambda: Connection(self._config.min_rate_after_s, self._config.min_bytes_per_s),
                     addresses[host.address % len(addresses)],

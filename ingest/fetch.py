@@ -17,6 +17,7 @@ import random
 import resource
 import ssl
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from time import monotonic
@@ -31,6 +32,7 @@ from ingest.budget import ByteBudget
 from ingest.exchange import Exchanges
 from ingest.fetch_config import FetchConfig
 from ingest.host import Errand, Host, HostGone, KnownHosts
+from ingest.inflate import TooLarge, UnknownEncoding
 from ingest.limits import Ask, HostLimits, limits_settings, local_ask
 from ingest.outage import Outage
 from ingest.outcome import Status
@@ -112,6 +114,7 @@ class Fetcher:
     async def __aenter__(self) -> Self:
         config = self._config
         self._loop = asyncio.get_running_loop()
+        self._unfolding = ThreadPoolExecutor(1, thread_name_prefix="unfold")  # one bomb's memory at a time
         self._hosts = KnownHosts()
         self._resolver = Resolver(self._policy, self._look_up, timeout_s=config.deadline_s)
         self._robots = Robots(self._robots_txt, config.host_cooldown_s)
@@ -161,6 +164,7 @@ class Fetcher:
                 host.timer.cancel()
         self._shares.close()
         self._resolver.close()
+        self._unfolding.shutdown(wait=False, cancel_futures=True)
         # Connections end in the loop's next round.
         await asyncio.sleep(0)
 
@@ -249,6 +253,8 @@ class Fetcher:
             answer = await self._exchanges.get(errand, host, url, caps)
             if answer.status:
                 self._outage.answered(host)
+            if answer.folded:
+                await self._unfold(answer)
             if answer.failure is not None:
                 answer.drop()
                 raise answer.failure
@@ -257,6 +263,19 @@ class Fetcher:
                 raise NotCharged from None
             raise
         return answer
+
+    async def _unfold(self, answer: Answer) -> None:
+        try:
+            answer.unfolded(await self._loop.run_in_executor(self._unfolding, answer.unfold))
+        except TooLarge:
+            answer.failure = Refused("body_too_large_decompressed")
+        except UnknownEncoding:
+            answer.failure = FetchFailed("content_encoding", may_pass=False)
+        except FetchFailed as failure:
+            answer.failure = failure
+        except asyncio.CancelledError:
+            answer.drop()
+            raise
 
     async def _robots_allow(self, host: Host, url: URL) -> None:
         """Raises `Refused` and `FetchFailed` as the rules say. Asking for them is an errand of its own."""

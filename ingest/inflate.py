@@ -1,6 +1,8 @@
-"""Bodies that were sent compressed, unfolded as they arrive and never further than there is room."""
+"""Bodies that were sent compressed, unfolded piece by piece and never further than there is room."""
 
 import zlib
+
+_PIECE_BYTES = 1 << 20
 
 
 class UnknownEncoding(Exception):
@@ -28,7 +30,10 @@ class Inflater:
         return self._stream is not None and self._stream.eof
 
     def unfold(self, data: bytes) -> bytes:
-        """At most `room` bytes over all calls; one more raises `TooLarge`, so that a bomb is never unfolded."""
+        """At most `room` bytes over all calls; one more raises `TooLarge`, so that a bomb is never unfolded.
+
+        Other threads run meanwhile.
+        """
         unfolded: list[bytes] = []
         data = self._pending + data
         self._pending = b""
@@ -41,7 +46,7 @@ class Inflater:
                     break  # padding behind the end
                 self._stream = self._begin(data)
             try:
-                part = self._stream.decompress(data, self._room + 1)
+                part = self._stream.decompress(data, min(self._room + 1, _PIECE_BYTES))
             except zlib.error as error:
                 raise UnknownEncoding(str(error)) from None
             self._room -= len(part)

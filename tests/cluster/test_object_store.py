@@ -48,15 +48,18 @@ def server() -> Iterator[str]:
         "AWS_EC2_METADATA_DISABLED": "true",
         "AWS_MAX_ATTEMPTS": "2",
     }
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in settings.items():
-            patch.setenv(name, value)
-        import s3fs
+    import s3fs
 
-        s3fs.S3FileSystem().mkdir("bucket")
-        yield endpoint
-    process.kill()
-    process.communicate()
+    s3fs.S3FileSystem.clear_instance_cache()  # one that another module used knows that module's server
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in settings.items():
+                patch.setenv(name, value)
+            s3fs.S3FileSystem().mkdir("bucket")
+            yield endpoint
+    finally:
+        process.kill()
+        process.communicate()
 
 
 @pytest.fixture

@@ -1,9 +1,12 @@
 import asyncio
+import gzip
 import time
 
 import pytest
+import uvloop
 
 from ingest.config import ImagesConfig
+from ingest.exchange import patience
 from ingest.fetch import Fetched, Fetcher
 from ingest.outcome import Status
 from tests.ingest.conftest import HostileServer, free_port
@@ -123,3 +126,42 @@ def test_hundreds_are_in_flight_and_one_slow_url_holds_nobody(hostile: HostileSe
     results = fetch(*urls)
     assert [result.body for result in results[1:]] == [hostile.picture] * 200
     assert time.monotonic() - started < 5
+
+
+def test_a_bomb_holds_up_nobody_else(hostile: HostileServer):
+    """300 MB are unfolded in tenths of a second; the loop goes round and round meanwhile."""
+    hostile.answers["/great_bomb"] = [hostile.ok(gzip.compress(bytes(400_000_000), 1), "Content-Encoding: gzip\r\n")]
+    settings = {**QUICK, "max_bytes": 10_000_000, "max_decompressed_bytes": 300_000_000, "deadline_s": 30.0}
+
+    async def rounds() -> int:
+        async with Fetcher(ImagesConfig(**settings)) as fetcher:  # type: ignore[arg-type]
+            fetching = asyncio.create_task(one(fetcher, f"{hostile.url}/great_bomb"))
+            while not (fetcher.state()["buffered_bytes"] or fetching.done()):
+                await asyncio.sleep(0.001)
+            count = 0
+            while not fetching.done():
+                await asyncio.sleep(0.001)
+                count += 1
+            assert fetching.result().reason == "body_too_large_decompressed"
+            return count
+
+    assert asyncio.run(rounds()) > 20
+
+
+def test_a_connection_that_is_made_while_the_loop_stands_still_counts():
+    async def connect() -> None:
+        server = await asyncio.start_server(lambda reader, writer: writer.close(), "127.0.0.1", 0)
+        loop, port = asyncio.get_running_loop(), server.sockets[0].getsockname()[1]
+        async with patience(0.05):
+            connecting = asyncio.create_task(loop.create_connection(asyncio.Protocol, "127.0.0.1", port))
+            await asyncio.sleep(0)
+            time.sleep(0.2)
+            transport, _ = await connecting
+        transport.close()
+        server.close()
+        with pytest.raises(TimeoutError):
+            async with patience(0.05):
+                await asyncio.sleep(1)
+
+    asyncio.run(connect())
+    uvloop.run(connect())
