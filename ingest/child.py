@@ -19,32 +19,34 @@ from cluster.errors import UserError
 from ingest.decode import decode
 from ingest.decode_config import DecodeConfig
 from ingest.filters import Filters
-from ingest.frames import JUDGE, LIST, SETTINGS, read_request, write_answer
+from ingest.frames import IN_FRAME, JUDGE, LIST, SETTINGS, read_request, write_answer
 from ingest.outcome import Outcome, Status
+from ingest.tray import Tray
 
 _PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
-    """`sys.argv[1]` is the id of the process to work for."""
+    """`sys.argv[1]` is the id of the process to work for, `sys.argv[2]` the descriptor of the tray's memory."""
     _die_with(int(sys.argv[1]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends us
     # Answers go to a descriptor of their own, so that what a library prints does not land among them.
     answers = os.dup(1)
     os.dup2(2, 1)
     requests = os.fdopen(0, "rb", buffering=1 << 16)
+    tray = Tray(int(sys.argv[2]))
     # Pillow warns about metadata that it cannot read; what a picture's row says is in the ledger.
     warnings.simplefilter("ignore")
-    first = read_request(requests)
+    first = read_request(requests, tray)
     if first is None:
         return
-    kind, body, _, _ = first
+    kind, body, *_ = first
     assert kind == SETTINGS
     plain = json.loads(body)
     config = DecodeConfig.model_validate(plain["config"])
     lists: dict[str, bytes] = {}
     for _ in range(plain["lists"]):
-        frame = read_request(requests)
+        frame = read_request(requests, tray)
         if frame is None:
             return
         assert frame[0] == LIST
@@ -60,13 +62,17 @@ def main() -> None:
     os.dup2(nowhere, 1)
     os.dup2(nowhere, 2)
     write_answer(answers, {"ready": True})
-    while (job := read_request(requests)) is not None:
-        kind, body, url, caption = job
+    while (job := read_request(requests, tray)) is not None:
+        kind, body, url, caption, place = job
         signal.setitimer(signal.ITIMER_PROF, config.decode_deadline_s)
         answer, data = _judged(body, filters) if kind == JUDGE else _decoded(body, config, filters, url, caption)
         if told := filters.failures():
             answer.setdefault("failures", []).extend(told)
-        write_answer(answers, answer, data)
+        if place != IN_FRAME and tray.holds(data):
+            tray.put(place, data)
+            write_answer(answers, answer, data, place)
+        else:
+            write_answer(answers, answer, data)
         del job, body, data
 
 

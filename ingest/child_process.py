@@ -1,7 +1,8 @@
 """One decoding process, seen from its parent: its pipes, its clock, and the jobs that it has.
 
-Both pipes are read and written by the loop and never block it. How the process ended is told once, by `on_death`;
-whether that was its own doing (a crash, the kernel's limits) or ours (its time was up) makes the word.
+Both pipes are read and written by the loop and never block it; bodies and pictures lie in the tray where they fit. How
+the process ended is told once, by `on_death`; whether that was its own doing (a crash, the kernel's limits) or ours
+(its time was up) makes the word.
 """
 
 import asyncio
@@ -20,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import UserError, WorkFailed
-from ingest.frames import HEAD_BYTES, answer_lengths
+from ingest.frames import DECODE, HEAD_BYTES, IN_FRAME, answer_head, request
+from ingest.tray import PLACES, Tray, tray_memory
 
 _PIPE_BYTES = 1 << 20
 _READ_BYTES = 1 << 17  # more would be set aside anew for each read, and given back
@@ -34,9 +36,12 @@ _BEGIN = "import sys; sys.path.append(sys.argv.pop(1)); from ingest.child import
 
 @dataclass
 class Job:
-    """A request in pieces, and where its answer goes: JSON and data."""
+    """A request, and where its answer goes: JSON and data."""
 
-    pieces: list[bytes]
+    kind: bytes
+    body: bytes
+    url: str
+    caption: str
     done: "asyncio.Future[tuple[dict[str, Any], bytes]]"
     crashes: int = 0
 
@@ -60,11 +65,15 @@ class ChildProcess:
         self._deadline_s, self._on_room, self._on_death = deadline_s, on_room, on_death
         self._overdue = self._dead = self._writing = False
         self._received = bytearray()
+        self._number = 0  # of the next job
         self._said = ""
         self._complaints = tempfile.TemporaryFile()  # noqa: SIM115
+        memory = tray_memory()
+        self._tray = Tray(memory)
         try:
             self._process = subprocess.Popen(  # noqa: S603
-                [sys.executable, "-P", "-c", _BEGIN, _ROOT, str(os.getpid())],
+                [sys.executable, "-P", "-c", _BEGIN, _ROOT, str(os.getpid()), str(memory)],
+                pass_fds=(memory,),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._complaints,
@@ -73,7 +82,10 @@ class ChildProcess:
             )
         except OSError as error:
             self._complaints.close()
+            self._tray.close()
             raise WorkFailed(f"a decoding process cannot be started with {sys.executable}: {error}") from error
+        finally:
+            os.close(memory)
         assert self._process.stdin is not None and self._process.stdout is not None
         self._to, self._from = self._process.stdin.fileno(), self._process.stdout.fileno()
         for descriptor in (self._to, self._from):
@@ -94,7 +106,13 @@ class ChildProcess:
         if not self.sent:
             self._busy_since = self._loop.time()
         self.sent.append(job)
-        self._outgoing.extend(memoryview(piece) for piece in job.pieces)
+        # The job that had this place before has been answered: a child has no more jobs at a time than places.
+        place, self._number = self._number % PLACES, self._number + 1
+        if job.kind == DECODE and self._tray.holds(job.body):
+            self._tray.put(place, job.body)
+        else:
+            place = IN_FRAME
+        self._outgoing.extend(map(memoryview, request(job.kind, job.body, job.url, job.caption, place)))
         if not self._writing:
             self._write()
 
@@ -111,6 +129,7 @@ class ChildProcess:
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.close()
         self._process.stdout.close()
+        self._tray.close()
         self._end_complaints()
 
     def _end_complaints(self) -> None:
@@ -150,12 +169,15 @@ class ChildProcess:
             return
         self._received += data
         while len(self._received) >= HEAD_BYTES:
-            text_bytes, data_bytes = answer_lengths(self._received)
-            end = HEAD_BYTES + text_bytes + data_bytes
+            text_bytes, data_bytes, place = answer_head(self._received)
+            end = HEAD_BYTES + text_bytes + (data_bytes if place == IN_FRAME else 0)
             if len(self._received) < end:
                 return
             text = self._received[HEAD_BYTES : HEAD_BYTES + text_bytes].decode()  # json guesses at bytes
-            picture = bytes(memoryview(self._received)[HEAD_BYTES + text_bytes : end])
+            if place == IN_FRAME:
+                picture = bytes(memoryview(self._received)[HEAD_BYTES + text_bytes : end])
+            else:
+                picture = self._tray.take(place, data_bytes)
             del self._received[:end]
             self._take(json.loads(text), picture)
 

@@ -1,6 +1,6 @@
 """Decoding children of a worker: pictures are decoded and pairs judged in processes that may die.
 
-    decode, judge ──► waiting ──► at most _DEPTH jobs sent to each child ──► answers, in the order sent
+    decode, judge ──► waiting ──► at most PLACES jobs sent to each child ──► answers, in the order sent
 
 A native decoder that crashes takes its process along, not the shard. The job that was at work is tried once more in
 another process (a heap may have been spoilt by the picture before); one that dies again, or that runs out of time, is
@@ -22,11 +22,11 @@ from ingest.child_process import ChildProcess, Job
 from ingest.decode_config import DecodeConfig, FiltersConfig
 from ingest.frames import DECODE, JUDGE, LIST, SETTINGS, request
 from ingest.outcome import Decoded, Outcome, Status
+from ingest.tray import PLACES
 from ingest.user_filters import distribution_of
 
 log = logging.getLogger(__name__)
 
-_DEPTH = 3
 _PAIRS_A_JOB = 256
 _CHARACTERS_A_JOB = 500_000
 _STARTS = 3
@@ -80,7 +80,7 @@ class Children:
     async def decode(self, body: bytes, url: str, caption: str) -> Decoded:
         """Never raises for what bytes hold; `WorkFailed` where no child can be started any more."""
         try:
-            answer, data = await self._answered(Job(request(DECODE, body, url, caption), _future()))
+            answer, data = await self._answered(Job(DECODE, body, url, caption, _future()))
         except _Lost as lost:
             sha256 = hashlib.sha256(body).hexdigest()
             return Decoded(None, Outcome(Status.UNDECODABLE, f"decoder_{lost.how}", image_sha256=sha256))
@@ -96,7 +96,7 @@ class Children:
 
     async def _judged(self, pairs: list[tuple[str, str]]) -> list[str | None]:
         try:
-            answer, _ = await self._answered(Job(request(JUDGE, json.dumps(pairs).encode()), _future()), first=True)
+            answer, _ = await self._answered(Job(JUDGE, json.dumps(pairs).encode(), "", "", _future()), first=True)
         except _Lost as lost:
             if len(pairs) == 1:
                 return [f"filter_{lost.how}"]
@@ -120,7 +120,7 @@ class Children:
 
     def _feed(self) -> None:
         while self._waiting:
-            free = [child for child in self._children if child.takes_jobs and len(child.sent) < _DEPTH]
+            free = [child for child in self._children if child.takes_jobs and len(child.sent) < PLACES]
             if not free:
                 return
             job = self._waiting.popleft()
