@@ -2,7 +2,11 @@
 
     python -m ingest.scene_server '{"count": 4000, "seed": 0, "port": 8642}'
 
-Prints one line when it answers, and ends when its standard input closes: it cannot outlive the process that started it.
+Prints one line when it answers, and ends at a word on its standard input. Where that closes without a word, the process
+that started it was killed: the server answers on for some seconds, as the web would, because workers of that process
+may still be at it, and what they commit in their last moments must not say that a picture was nowhere. Whoever starts
+the next server waits that long for the port.
+
 A picture's path is its set and index, so nothing is stored and nothing is remembered.
 
 On a few training rows it misbehaves, a fixed number of rows for each kind, chosen by the seed: a demo's ledger should
@@ -10,11 +14,14 @@ have something to tell.
 """
 
 import asyncio
+import errno
 import os
 import random
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Awaitable, Callable
 from enum import StrEnum
 from io import BytesIO
 from types import TracebackType
@@ -34,6 +41,8 @@ _REPEATED_ROWS = 3
 _DRIP_PAUSE_S = 0.5
 _READY = "serving scenes on"
 _PNG_ONE_IN = 16
+_END = "end"
+_ORPHANS_S = 5.0  # orphans of a Ray session live for a second or two
 
 
 class Misbehaviour(StrEnum):
@@ -193,7 +202,7 @@ class SceneServer:
         if self._process is None:
             return
         process, self._process = self._process, None
-        process.communicate()  # closes its standard input, which ends it
+        process.communicate(_END)
 
 
 async def _answer(config: ScenesConfig, rows: dict[int, Misbehaviour], path: str, out: asyncio.StreamWriter) -> bool:
@@ -261,14 +270,27 @@ async def serve(config: ScenesConfig) -> None:
         finally:
             writer.close()
 
-    server = await asyncio.start_server(connection, HOST, config.port, backlog=1024)
+    server = await _listening(connection, config.port)
     print(f"{_READY} http://{HOST}:{config.port}", flush=True)
     async with server:
         await server.serve_forever()
 
 
+async def _listening(connection: Callable[..., Awaitable[None]], port: int) -> asyncio.Server:
+    """The port may be taken for a while by the server of a process that was killed."""
+    until = time.monotonic() + _ORPHANS_S + 1.0
+    while True:
+        try:
+            return await asyncio.start_server(connection, HOST, port, backlog=1024)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or time.monotonic() > until:
+                raise
+        await asyncio.sleep(0.1)
+
+
 def _end_with_stdin() -> None:
-    sys.stdin.buffer.read()
+    if sys.stdin.read() != _END:
+        time.sleep(_ORPHANS_S)
     os._exit(0)
 
 
