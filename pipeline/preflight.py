@@ -91,13 +91,14 @@ def _missing(folder: Folder, stage: str, state: str, estimate: StageEstimate, re
     assert estimate.files is not None and estimate.shards is not None
     target = folder / stage
     manifest, newest = read_manifest(target), max(read_requests(target), default=0)
-    share, again = 1.0, 0
+    share, again, files = 1.0, 0, 0
     if manifest is not None and state in ("stale", "amend"):
         if retry and stage.endswith("images"):
-            shards = Artifact(target, manifest).shards
-            again = sum(file.bytes for entry in shards if entry.counts.keys() & retry for file in entry.files)
+            touched = [entry for entry in Artifact(target, manifest).shards if entry.counts.keys() & retry]
+            again = sum(file.bytes for entry in touched for file in entry.files)
+            files = sum(len(entry.files) + 1 for entry in touched)
         share = max(0.0, 1 - manifest.totals["rows"] / estimate.rows) if estimate.rows else 0.0
     elif newest > (manifest.revision if manifest is not None else 0):
         share = 1 - min(1.0, len(Workshop(target.uri, newest).committed()) / max(1, estimate.shards))
     size = round(share * estimate.bytes) + again
-    return Missing(stage, size, round(share * estimate.files)) if size else None
+    return Missing(stage, size, round(share * estimate.files) + files) if size else None

@@ -18,6 +18,7 @@ from PIL import Image
 from cluster.artifact import Artifact
 from cluster.storage import Folder
 from ingest.removal import TOMBSTONES_FILE, add_tombstones
+from tests.cluster.test_object_store import server  # noqa: F401, a fixture
 
 pytestmark = pytest.mark.slow
 
@@ -74,9 +75,9 @@ def web() -> Iterator[Web]:
 class Run:
     """A run of a table up to its images."""
 
-    def __init__(self, unclip: Any, web: Web, folder: Path) -> None:
+    def __init__(self, unclip: Any, web: Web, folder: Path, uri: str | None = None) -> None:
         self._unclip, self._web = unclip, web
-        self.uri = str(folder / "run")
+        self.uri = uri or str(folder / "run")
         self.table = folder / "pairs.parquet"
 
     def write_table(self, rows: list[tuple[int, str]]) -> None:
@@ -259,3 +260,27 @@ def test_pictures_that_a_source_brings_are_not_fetched(run: Run, web: Web, uncli
     assert {row["url"]: row["caption"] for row in again.ledger()} == first
     assert again.states() == {("ok", None): 12}
     again.verified()
+
+
+@pytest.mark.usefixtures("server")
+def test_a_run_lives_in_an_object_store(unclip: Any, web: Web, tmp_path: Path):
+    run = Run(unclip, web, tmp_path, "s3://bucket/a/run")
+    run.write_table([(number, f"caption {number}") for number in range(20)])
+    web.gone = {"/3.png", "/12.png"}
+    assert "how much room there is, an object store does not say" in run.done()
+    listed = tmp_path / "list.txt"
+    listed.write_text(web.url(5))
+    assert unclip("takedown", run.uri, "--urls", str(listed)).returncode == 0
+    web.gone = {"/12.png"}
+    run.done("--retry", "fetch_failed")
+    assert web.requests == {"/3.png": 1, "/12.png": 1}
+    assert run.states() == {("ok", None): 18, ("removed", None): 1, ("fetch_failed", "http_404"): 1}
+    assert unclip("gc", run.uri).returncode == 0
+    run.verified()
+
+    disk = Run(unclip, web, tmp_path)
+    disk.table = run.table
+    disk.done()
+    assert unclip("takedown", disk.uri, "--urls", str(listed)).returncode == 0
+    compared = unclip("diff", disk.uri, run.uri)
+    assert compared.returncode == 0 and "equal, byte for byte" in compared.stdout
