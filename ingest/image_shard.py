@@ -32,7 +32,7 @@ from ingest.tar import DeterministicTar
 log = logging.getLogger(__name__)
 
 Row = dict[str, Any]
-_WAITING_BYTES = 64_000_000
+_WAITING_BYTES = 32_000_000
 
 
 class Fetch(Protocol):
