@@ -54,7 +54,7 @@ class ImagesWorker:
         self._open = AsyncExitStack()
         self._on_loop(self._start(ask))
         # Thousands of rows in flight are young objects; walking all that was imported for each few of them costs 15%.
-        gc.collect()
+        # What is garbage already is frozen too: a few objects, and 50 ms to look for them.
         gc.freeze()
         gc.set_threshold(100_000, 50, 50)
 
