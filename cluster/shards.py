@@ -3,7 +3,7 @@
 Held as Arrow columns and read a row at a time, so that 10⁶ shards cost a few hundred MB and not gigabytes of objects.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
@@ -102,6 +102,11 @@ class ShardTable(Sequence[ShardEntry]):
         return numbers
 
     @property
+    def row_counts(self) -> list[int]:
+        counts: list[int] = self._table.column("rows").to_pylist()
+        return counts
+
+    @property
     def hashes(self) -> list[str]:
         """The shards' sha256 in order: what the content digest is taken over."""
         hashes: list[str] = self._table.column("sha256").to_pylist()
@@ -128,6 +133,28 @@ class ShardTable(Sequence[ShardEntry]):
         if shard >= len(self):
             return None
         return next((entry for entry in self[shard].files if entry.name == name), None)
+
+
+class ChosenShards(Mapping[int, ShardEntry]):
+    """Some entries of a table by number, read when asked for: 10⁶ of them are never held at once."""
+
+    def __init__(self, table: ShardTable, numbers: Collection[int]) -> None:
+        self._table = table
+        self._numbers = frozenset(numbers)
+
+    def __getitem__(self, shard: int) -> ShardEntry:
+        if shard not in self._numbers:
+            raise KeyError(shard)
+        return self._table[shard]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(sorted(self._numbers))
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __contains__(self, shard: object) -> bool:
+        return shard in self._numbers
 
 
 def _plain(entry: ShardEntry) -> dict[str, Any]:

@@ -31,7 +31,7 @@ class ImagesConfig(FetchConfig, DecodeConfig):
 
     shard_rows: int = Field(default=1000, ge=1, le=1_000_000)
     hold: HoldConfig = HoldConfig()
-    shards_in_flight: int = Field(default=16, ge=1, le=64, description="in one worker: a shard's slow tail stops nobody")
+    shards_in_flight: int = Field(default=16, ge=1, le=64, description="in one worker: a slow tail stops nobody")
 
     NOT_CONTENT: ClassVar[frozenset[str]] = (
         FetchConfig.NOT_CONTENT | DecodeConfig.NOT_CONTENT | {"hold", "shards_in_flight"}

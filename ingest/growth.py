@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from cluster.artifact import Artifact, ShardEntry
 from cluster.parquet import write_table
+from cluster.shards import ChosenShards
 from cluster.workshop import Workshop
 from ingest.arrangement import Arrangement, hash_rows
 from ingest.external_sort import Ahead, SortedRuns
@@ -46,7 +47,7 @@ class Growth:
     pruned_rows: int
     changed_shards: tuple[int, ...]
     new_shards: tuple[int, ...]
-    inherited: dict[int, ShardEntry]
+    inherited: ChosenShards
 
     @property
     def shards(self) -> int:
@@ -95,7 +96,7 @@ def grow_pairs(
         pruned_rows=vanished.rows if prune else 0,
         changed_shards=tuple(changed),
         new_shards=tuple(range(first_shard, first_shard + dealt["shards"])),
-        inherited={entry.shard: entry for entry in base.shards if entry.shard not in set(changed)},
+        inherited=ChosenShards(base.shards, set(range(base.shard_count)).difference(changed)),
     )
 
 

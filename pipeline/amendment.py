@@ -11,7 +11,7 @@ state from which the same steps lead on:
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from cluster.artifact import Artifact, Receipt, Request, ShardEntry, read_manifest, read_requests, receipt_name
 from cluster.canonical import canonical_json, digest
 from cluster.environment import environment
+from cluster.shards import ChosenShards
 from cluster.storage import Folder
 from cluster.workshop import Workshop, begin
 from ingest.ledger import Mark
@@ -64,7 +65,7 @@ def amend_pairs(target: Folder, tombstones: Tombstones, *, fence: Fence) -> dict
         files = _files(target, entry, artifact.stats(shard))
         with workshop.attempt(shard) as attempt:
             write_pairs_without(files, tombstones, attempt, entry.made_from)
-    workshop.publish(artifact.shard_count, fence=fence, inherit=_Untouched(artifact, touched))
+    workshop.publish(artifact.shard_count, fence=fence, inherit=_untouched(artifact, touched))
     return _amended(touched)
 
 
@@ -85,7 +86,7 @@ def amend_images(target: Folder, pairs: Artifact, tombstones: Tombstones, *, fen
             _write(workshop, _files(target, published.shards[shard], published.stats(shard)), tombstones, made_from)
     carried = _carry(target, published, workshop, pairs, tombstones)
     if workshop is not None and published is not None:
-        workshop.publish(published.shard_count, fence=fence, inherit=_Untouched(published, touched))
+        workshop.publish(published.shard_count, fence=fence, inherit=_untouched(published, touched))
     amended = _amended(touched)
     return amended | {"in_the_making": sum(carried.values())} if touched or carried else None
 
@@ -218,23 +219,5 @@ def _amended(touched: Mapping[int, int]) -> dict[str, int]:
     return {"rows": sum(touched.values()), "shards": len(touched)}
 
 
-class _Untouched(Mapping[int, ShardEntry]):
-    """The shards to inherit, read from the table when asked for: 10⁶ entries are not held at once."""
-
-    def __init__(self, artifact: Artifact, touched: Mapping[int, int]) -> None:
-        self._artifact = artifact
-        self._touched = touched
-
-    def __getitem__(self, shard: int) -> ShardEntry:
-        if shard in self._touched or not 0 <= shard < self._artifact.shard_count:
-            raise KeyError(shard)
-        return self._artifact.shards[shard]
-
-    def __iter__(self) -> Iterator[int]:
-        return (shard for shard in range(self._artifact.shard_count) if shard not in self._touched)
-
-    def __len__(self) -> int:
-        return self._artifact.shard_count - len(self._touched)
-
-    def __contains__(self, shard: object) -> bool:
-        return isinstance(shard, int) and 0 <= shard < self._artifact.shard_count and shard not in self._touched
+def _untouched(artifact: Artifact, touched: Collection[int]) -> ChosenShards:
+    return ChosenShards(artifact.shards, set(range(artifact.shard_count)).difference(touched))

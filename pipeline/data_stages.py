@@ -6,6 +6,7 @@ from typing import Any
 
 from cluster.artifact import Artifact, ShardEntry
 from cluster.canonical import digest
+from cluster.shards import ChosenShards
 from ingest.filters_identity import filters_identity
 from ingest.growth import grow_pairs
 from ingest.limits import limits_settings
@@ -47,7 +48,7 @@ def build_pairs(sources: RunSources, build: Build) -> int:
         prune=build.wishes.prune,
         report=report,
     )
-    build.inherited.update(growth.inherited)
+    build.inherited = growth.inherited
     build.progress.note = growth.summary()
     return growth.shards
 
@@ -136,8 +137,8 @@ class ShardWork:
     also_from: tuple[str, ...] = ()
     goes_back_to: tuple[str, ...] = ()
 
-    def made_from(self, entry: ShardEntry) -> str:
-        return digest([entry.sha256, *self.also_from])
+    def made_from(self, sha256: str) -> str:
+        return digest([sha256, *self.also_from])
 
     def stands(self, published: ShardEntry, made_from: str) -> bool:
         return published.made_from == made_from and not any(published.counts.get(name) for name in self.goes_back_to)
@@ -147,16 +148,17 @@ def _over_shards(build: Build, work: ShardWork, source: Artifact) -> int:
     """Map a worker over the shards of `source` that have no receipt yet and cannot be taken over from what stands."""
     build.workshop.recover()
     committed = build.workshop.committed()
-    made_from = {entry.shard: work.made_from(entry) for entry in source.shards}
-    for entry in build.published.shards if build.published is not None else ():
-        if entry.shard in made_from and work.stands(entry, made_from[entry.shard]):
-            build.inherited[entry.shard] = entry
-    waiting = [entry for entry in source.shards if entry.shard not in committed and entry.shard not in build.inherited]
-    build.progress.begin(source.rows, "rows", done=source.rows - sum(entry.rows for entry in waiting))
+    made_from, rows = [work.made_from(sha256) for sha256 in source.shards.hashes], source.shards.row_counts
+    if build.published is not None:
+        there = build.published.shards
+        still = [n.shard for n in there if n.shard < len(made_from) and work.stands(n, made_from[n.shard])]
+        build.inherited = ChosenShards(there, still)
+    waiting = [shard for shard in range(len(rows)) if shard not in committed and shard not in build.inherited]
+    build.progress.begin(source.rows, "rows", done=source.rows - sum(rows[shard] for shard in waiting))
     out = build.workshop.plain()
     tasks = [
-        {"shard": entry.shard, "rows": entry.rows, "out": out, "made_from": made_from[entry.shard]} | work.task
-        for entry in waiting
+        {"shard": shard, "rows": rows[shard], "out": out, "made_from": made_from[shard]} | work.task
+        for shard in waiting
     ]
     totals: Counter[str] = Counter()
     done = source.shard_count - len(waiting)

@@ -1,6 +1,6 @@
 """A stage: frozen data that says what to build, and a plain function that builds it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,12 +51,12 @@ class Wishes:
     allow_mixed: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass
 class Build:
     """What a stage's function is given. It commits shards to `workshop` and returns how many the artifact has.
 
     `published` is what stands there built with the same settings, if anything: shards of it that are still what would
-    be built go into `inherited`, and are published again as they are. `amends` says what is to be changed of it.
+    be built become `inherited`, and are published again as they are. `amends` says what is to be changed of it.
     """
 
     name: str
@@ -69,7 +69,7 @@ class Build:
     wishes: Wishes
     published: Artifact | None = None
     amends: dict[str, Any] = field(default_factory=dict)
-    inherited: dict[int, ShardEntry] = field(default_factory=dict)
+    inherited: Mapping[int, ShardEntry] = field(default_factory=dict)
 
     def uris(self) -> dict[str, str]:
         return {name: artifact.uri for name, artifact in self.inputs.items()}
