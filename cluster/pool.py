@@ -56,7 +56,8 @@ class ShardPool:
         self._ray = ray
         self._worker, self._kwargs = worker, kwargs
         self._in_flight, self._attempts = in_flight, attempts
-        self._shared = self._start_shared(*shared) if shared is not None else None
+        self._shared_of = shared
+        self._shared: Any = None
         self._slots: list[_Slot] = []
 
     def release(self) -> None:
@@ -76,6 +77,9 @@ class ShardPool:
     ) -> None:
         """Every task on one of at most `size` actors. Raises `WorkFailed` that names the poisoned shards."""
         self._slots += [self._new_slot() for _ in range(size - len(self._slots))]
+        # Ray keeps a process ready for each CPU: the actors take those, and all start at the same moment.
+        if self._shared_of is not None and self._shared is None:
+            self._shared = self._start_shared(*self._shared_of)
         for slot in self._slots:
             slot.asked_at = time.monotonic()
         self._waiting = collections.deque(tasks)
