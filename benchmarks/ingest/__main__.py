@@ -23,7 +23,7 @@ from benchmarks.ingest.measure import Bench, Scale
 from benchmarks.ingest.page import facts_of, markdown, print_tables
 from benchmarks.ingest.peer import PeerMissing, peer_version
 
-FULL = Scale(rows=3000, shard_rows=500, repeats=3, floor_repeats=5, sample=120)
+FULL = Scale(rows=3000, shard_rows=500, repeats=5, floor_repeats=5, sample=120)
 QUICK = Scale(rows=600, shard_rows=100, repeats=1, floor_repeats=2, sample=20)
 
 

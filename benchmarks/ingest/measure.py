@@ -29,6 +29,7 @@ from benchmarks.ingest.spread import Lap, in_processes
 AT_ONCE = 256  # requests of one process: img2dataset's default number of threads
 FEW_AT_ONCE = 16  # where img2dataset is fastest against a server that answers at once
 DELAY_MS = 200
+FLOOR_LAPS = 2  # of each floor, beside each run
 DEAD_SHARE = 0.3
 DEAD_BUFFER_BYTES = 8_000_000  # so that pictures are not asked for much before they are decoded
 NAP_S = 4
@@ -67,8 +68,12 @@ class Bench:
         return self._figures
 
     def _runs(self) -> None:
-        """Theirs and ours in turn, so that a drift of the machine meets both."""
+        """Theirs, ours and the floors in turn, so that a drift of the machine meets all of them."""
         scale, add = self._scale, self._figures.add
+        paths = sorted(self._pictures.glob("*.jpg"))
+        urls = [self._server.url(number) for number in range(scale.rows)]
+        decoding: list[Lap] = []
+        fetching: list[Lap] = []
         ours: list[OurRun] = []
         peers: dict[int, list[Any]] = {AT_ONCE: [], FEW_AT_ONCE: []}
         server_ms: list[float] = []
@@ -78,6 +83,8 @@ class Bench:
             before = self._server.cpu_s()
             ours.append(self._our_run(self._table, concurrency=AT_ONCE))
             server_ms.append((self._server.cpu_s() - before) * 1000 / scale.rows)
+            decoding += self._decode_laps(paths, FLOOR_LAPS)
+            fetching += in_processes(fetch_ours, [urls], self._fetch_settings(), AT_ONCE, FLOOR_LAPS)
         if self._python:
             many, few = peers[AT_ONCE], peers[FEW_AT_ONCE]
             add("peer.shard_rate", "img2dataset, in its shards", "images/s", [run.shard_rate for run in many])
@@ -87,6 +94,11 @@ class Bench:
         add("ours.rate", "unclip, the whole command", "images/s", [run.command_rate for run in ours])
         add("ours.first_receipt", "unclip, start to first shard", "s", [run.first_receipt_s for run in ours])
         add("ours.server_ms", "the server's CPU time in our runs", "core-ms/image", server_ms)
+        self._add_decode("floor.decode", "our decoder alone", decoding)
+        rates = [scale.rows / lap.seconds for lap in fetching]
+        add("floor.fetch.rate", "our fetcher alone, one process", "images/s", rates)
+        cpu_ms = [lap.cpu_s * 1000 / scale.rows for lap in fetching]
+        add("floor.fetch.core_ms", "our fetcher alone", "core-ms/image", cpu_ms)
 
     def _memory(self) -> None:
         add = self._figures.add
@@ -100,22 +112,16 @@ class Bench:
 
     def _floors(self) -> None:
         scale, add = self._scale, self._figures.add
-        paths = sorted(self._pictures.glob("*.jpg"))
         urls = [self._server.url(number) for number in range(scale.rows)]
-        self._add_decode("floor.decode", "our decoder alone", self._decode_laps(paths))
         if self._python:
             laps = peer_laps(self._python, self._pictures, scale.floor_repeats)
             self._add_decode("floor.peer", "img2dataset's resizer alone", laps)
         odd = self._folder / "odd"  # a side below twice the size: no decoding at half size
         make_pictures(odd, scale.rows // 4, side=480)
-        rates = [scale.rows // 4 / lap.seconds for lap in self._decode_laps(sorted(odd.glob("*.jpg")))]
+        rates = [
+            scale.rows // 4 / lap.seconds for lap in self._decode_laps(sorted(odd.glob("*.jpg")), scale.floor_repeats)
+        ]
         add("floor.odd.rate", "our decoder alone, pictures of 480 px", "images/s", rates)
-        laps = in_processes(fetch_ours, [urls], self._fetch_settings(), AT_ONCE, scale.floor_repeats)
-        add(
-            "floor.fetch.rate", "our fetcher alone, one process", "images/s", [scale.rows / lap.seconds for lap in laps]
-        )
-        cpu_ms = [lap.cpu_s * 1000 / scale.rows for lap in laps]
-        add("floor.fetch.core_ms", "our fetcher alone", "core-ms/image", cpu_ms)
         laps = in_processes(fetch_bare, [urls], AT_ONCE, scale.floor_repeats)
         add(
             "floor.bare.rate", "a bare HTTP client, one process", "images/s", [scale.rows / lap.seconds for lap in laps]
@@ -123,9 +129,9 @@ class Bench:
         cpu_ms = [lap.cpu_s * 1000 / scale.rows for lap in laps]
         add("floor.bare.core_ms", "a bare HTTP client", "core-ms/image", cpu_ms)
 
-    def _decode_laps(self, paths: list[Path]) -> list[Lap]:
+    def _decode_laps(self, paths: list[Path], laps: int) -> list[Lap]:
         shares = [paths[rank::PROCESSES] for rank in range(PROCESSES)]
-        return in_processes(decode_ours, shares, {"size": 256}, self._scale.floor_repeats)
+        return in_processes(decode_ours, shares, {"size": 256}, laps)
 
     def _add_decode(self, key: str, what: str, laps: list[Lap]) -> None:
         rows = self._scale.rows
